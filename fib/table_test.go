@@ -1,0 +1,387 @@
+package fib
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestModel compares a table with the slow model through shuffled inserts, replacements and deletions, down
+// to the empty table, which holds what it began with.
+func TestModel(t *testing.T) {
+	r := newRand(t)
+	for range max(scaled(20), 2) {
+		var d Domain
+		tab, model := New(&d), golden{}
+		began := tab.Memory()
+		for i := range 1200 {
+			p, nh := randomPrefix(r), NextHop(1+r.IntN(int(MaxNextHop)))
+			if i > 600 || r.IntN(4) == 0 { // later mostly deletions, of what is there
+				if len(model) > 0 && r.IntN(8) != 0 {
+					p = model[r.IntN(len(model))].Prefix
+				}
+				found, err := tab.Delete(p)
+				if want := model.delete(p); err != nil || found != want {
+					t.Fatalf("Delete(%v) = %v, %v, want %v", p, found, err, want)
+				}
+			} else {
+				if len(model) > 0 && r.IntN(4) == 0 { // a replacement
+					p = model[r.IntN(len(model))].Prefix
+				}
+				model.insert(p, nh)
+				if err := tab.Insert(p, nh); err != nil {
+					t.Fatal(err)
+				}
+			}
+			addrs := append(probes(r, p), sparseAddr4(r), sparseAddr6(r))
+			checkLookups(t, tab.View(), model.lookup, addrs)
+			if i%100 == 0 {
+				checkContents(t, tab, model)
+				checkArena(t, tab)
+			}
+		}
+		for len(model) > 0 {
+			p := model[r.IntN(len(model))].Prefix
+			model.delete(p)
+			if found, err := tab.Delete(p); !found || err != nil {
+				t.Fatalf("Delete(%v) = %v, %v", p, found, err)
+			}
+		}
+		checkContents(t, tab, nil)
+		checkArena(t, tab)
+		if tab.Memory() != began {
+			t.Fatalf("the empty table holds %d bytes, began with %d", tab.Memory(), began)
+		}
+	}
+}
+
+// TestLengths nests every length over one address, in both families, default routes included, and peels them
+// off in random order.
+func TestLengths(t *testing.T) {
+	r := newRand(t)
+	for _, addr := range []string{"0.0.0.0", "255.255.255.255", "10.1.2.3", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db8:1:2:3:4:5:6"} {
+		a := netip.MustParseAddr(addr)
+		var d Domain
+		tab, model := New(&d), golden{}
+		for _, l := range r.Perm(a.BitLen() + 1) {
+			p := netip.PrefixFrom(a, l).Masked()
+			model.insert(p, NextHop(l+1))
+			if err := tab.Insert(p, NextHop(l+1)); err != nil {
+				t.Fatal(err)
+			}
+			checkLookups(t, tab.View(), model.lookup, append(probes(r, p), a))
+		}
+		checkContents(t, tab, model)
+		for _, l := range r.Perm(a.BitLen() + 1) {
+			p := netip.PrefixFrom(a, l).Masked()
+			model.delete(p)
+			if found, err := tab.Delete(p); !found || err != nil {
+				t.Fatalf("Delete(%v) = %v, %v", p, found, err)
+			}
+			checkLookups(t, tab.View(), model.lookup, append(probes(r, p), a))
+		}
+		checkArena(t, tab)
+	}
+}
+
+// TestBGP loads the real table and compares it with exact lookups by length; then takes half of it away in
+// random order and puts it back, after which the same nodes are in use.
+func TestBGP(t *testing.T) {
+	r := newRand(t)
+	routes := bgpRoutes(t)
+	r.Shuffle(len(routes), func(i, j int) { routes[i], routes[j] = routes[j], routes[i] })
+	routes = routes[:max(scaled(len(routes)), 1)]
+	var d Domain
+	tab := New(&d)
+	if err := tab.Replace(routes); err != nil {
+		t.Fatal(err)
+	}
+	live := tab.arena.live
+	t.Logf("%d routes: %d bytes, %.1f per route", tab.Len(), tab.Memory(), float64(tab.Memory())/float64(tab.Len()))
+	checkArena(t, tab)
+	compareBGP(t, r, tab, routes)
+
+	half := len(routes) / 2
+	changes := make([]Change, half)
+	for i := range changes {
+		changes[i] = Change{Prefix: routes[i].Prefix, Delete: true}
+	}
+	for batch := range slices.Chunk(changes, 1000) {
+		if err := tab.Apply(batch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkArena(t, tab)
+	compareBGP(t, r, tab, routes[half:])
+	for _, route := range routes[:half] {
+		if err := tab.Insert(route.Prefix, route.NextHop); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkArena(t, tab)
+	compareBGP(t, r, tab, routes)
+	if tab.arena.live != live {
+		t.Fatalf("%d words in use after deletion and insertion, %d before", tab.arena.live, live)
+	}
+	t.Logf("after changing half of them one by one: %d bytes", tab.Memory())
+}
+
+func compareBGP(t *testing.T, r *rand.Rand, tab *Table, routes []Route) {
+	t.Helper()
+	model := newByLength(routes)
+	if tab.Len() != len(model.routes) {
+		t.Fatalf("Len() = %d, want %d", tab.Len(), len(model.routes))
+	}
+	var addrs []netip.Addr
+	for range 40_000 {
+		addrs = append(addrs, probes(r, routes[r.IntN(len(routes))].Prefix)...)
+		u := r.Uint32()
+		addrs = append(addrs, netip.AddrFrom4([4]byte{byte(u >> 24), byte(u >> 16), byte(u >> 8), byte(u)}))
+	}
+	checkLookups(t, tab.View(), model.lookup, addrs)
+}
+
+// TestChurn: a million random inserts and deletes, with a reader that holds blocks back for a while, end at
+// the memory they began with.
+func TestChurn(t *testing.T) {
+	r := newRand(t)
+	var d Domain
+	reader := d.Register()
+	defer reader.Close()
+	reader.Online()
+	tab := New(&d)
+	began, beganLive := tab.Memory(), tab.arena.live
+	pool := make([]netip.Prefix, 5000)
+	for i := range pool {
+		pool[i] = randomPrefix(r)
+	}
+	for i := range scaled(1_000_000) {
+		p := pool[r.IntN(len(pool))]
+		var err error
+		if r.IntN(2) == 0 {
+			err = tab.Insert(p, NextHop(1+i))
+		} else {
+			_, err = tab.Delete(p)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%64 == 0 {
+			reader.Quiesce()
+		}
+		if limit := 10*tab.arena.live + 16<<10; tab.Memory() > limit {
+			t.Fatalf("%d bytes for %d words in use, at most %d promised", tab.Memory(), tab.arena.live, limit)
+		}
+	}
+	reader.Quiesce()
+	if n := d.Reclaim(); n != 0 {
+		t.Fatalf("%d callbacks pending after a quiescent point", n)
+	}
+	checkArena(t, tab)
+	t.Logf("%d routes, %d bytes in use, %d held", tab.Len(), 4*tab.arena.live, tab.Memory())
+	for _, p := range pool {
+		if _, err := tab.Delete(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reader.Quiesce()
+	d.Reclaim()
+	checkArena(t, tab)
+	if tab.Memory() != began || tab.arena.live != beganLive || tab.Len() != 0 {
+		t.Fatalf("ends with %d bytes, %d words in use, %d routes; began with %d, %d, 0",
+			tab.Memory(), tab.arena.live, tab.Len(), began, beganLive)
+	}
+}
+
+// TestReplace: the contents become exactly the list, a later entry wins, nothing of the earlier table stays.
+func TestReplace(t *testing.T) {
+	r := newRand(t)
+	var d Domain
+	tab := New(&d)
+	for range 20 {
+		model, routes := golden{}, []Route{}
+		for range r.IntN(300) {
+			route := Route{randomPrefix(r), NextHop(1 + r.IntN(1000))}
+			routes = append(routes, route)
+			model.insert(route.Prefix, route.NextHop)
+		}
+		if err := tab.Replace(routes); err != nil {
+			t.Fatal(err)
+		}
+		checkContents(t, tab, model)
+		checkArena(t, tab)
+		for _, route := range routes {
+			checkLookups(t, tab.View(), model.lookup, probes(r, route.Prefix))
+		}
+	}
+}
+
+// TestErrors: what is refused names its cause and the way out, in the middle of a batch too, and changes
+// nothing.
+func TestErrors(t *testing.T) {
+	var d Domain
+	tab := New(&d)
+	kept := []Route{{netip.MustParsePrefix("10.0.0.0/8"), 1}, {netip.MustParsePrefix("2001:db8::/32"), 2}}
+	if err := tab.Replace(kept); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		change Change
+		err    error
+		text   string
+	}{
+		{Change{NextHop: 1}, ErrPrefix, "invalid Prefix"},
+		{Change{Delete: true}, ErrPrefix, "invalid Prefix"},
+		{Change{Prefix: netip.MustParsePrefix("10.0.0.1/8"), NextHop: 1}, ErrPrefix, "write 10.0.0.0/8"},
+		{Change{Prefix: netip.MustParsePrefix("10.0.0.1/8"), Delete: true}, ErrPrefix, "write 10.0.0.0/8"},
+		{Change{Prefix: netip.MustParsePrefix("2001:db8::1/64"), NextHop: 1}, ErrPrefix, "write 2001:db8::/64"},
+		{Change{Prefix: netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104), NextHop: 1}, ErrPrefix, "write 10.0.0.0/8"},
+		{Change{Prefix: netip.PrefixFrom(netip.MustParseAddr("::ffff:0:0"), 96), Delete: true}, ErrPrefix, "write 0.0.0.0/0"},
+		{Change{Prefix: netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 33), NextHop: 1}, ErrPrefix, "invalid Prefix"},
+		{Change{Prefix: netip.MustParsePrefix("10.0.0.0/8")}, ErrNextHop, "10.0.0.0/8 via 0: need 1 to 16777215"},
+		{Change{Prefix: netip.MustParsePrefix("::/0"), NextHop: MaxNextHop + 1}, ErrNextHop, "via 16777216"},
+	} {
+		good := Change{Prefix: netip.MustParsePrefix("192.0.2.0/24"), NextHop: 3}
+		errs := []error{tab.Apply([]Change{good, c.change, good})}
+		if c.change.Delete {
+			_, err := tab.Delete(c.change.Prefix)
+			errs = append(errs, err)
+		} else {
+			errs = append(errs, tab.Insert(c.change.Prefix, c.change.NextHop),
+				tab.Replace([]Route{{good.Prefix, 3}, {c.change.Prefix, c.change.NextHop}}))
+		}
+		for _, err := range errs {
+			if !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.text) {
+				t.Errorf("%+v: error %q, want %q with %q", c.change, err, c.err, c.text)
+			}
+		}
+		checkContents(t, tab, kept)
+	}
+	if err := checkRoom(MaxRoutes-1, 1); err != nil {
+		t.Error(err)
+	}
+	if err := checkRoom(MaxRoutes, 1); !errors.Is(err, ErrFull) {
+		t.Errorf("one route too many: %v", err)
+	}
+}
+
+// TestApplyOrder: later changes of a batch count, and a batch that ends where it began, or deletes what isn't
+// there, is no error and changes nothing.
+func TestApplyOrder(t *testing.T) {
+	var d Domain
+	tab := New(&d)
+	p, q := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.0.0.0/9")
+	for i, c := range []struct {
+		changes []Change
+		want    []Route
+	}{
+		{[]Change{{p, 1, false}, {p, 2, false}}, []Route{{p, 2}}},
+		{[]Change{{q, 1, false}, {q, 0, true}}, []Route{{p, 2}}},
+		{[]Change{{q, 0, true}}, []Route{{p, 2}}},
+		{[]Change{{p, 0, true}, {p, 3, false}, {q, 4, false}}, []Route{{p, 3}, {q, 4}}},
+		{[]Change{{q, 0, true}, {p, 0, true}}, nil},
+		{nil, nil},
+	} {
+		if err := tab.Apply(c.changes); err != nil {
+			t.Fatalf("batch %d: %v", i, err)
+		}
+		checkContents(t, tab, c.want)
+		checkArena(t, tab)
+	}
+}
+
+// TestMapped: an IPv4-mapped address is IPv4 for Lookup, and its bare bits are IPv6 for Lookup6.
+func TestMapped(t *testing.T) {
+	var d Domain
+	tab := New(&d)
+	if err := tab.Replace([]Route{{netip.MustParsePrefix("10.0.0.0/8"), 4}, {netip.MustParsePrefix("::/0"), 6}}); err != nil {
+		t.Fatal(err)
+	}
+	v := tab.View()
+	for addr, want := range map[string]NextHop{"::ffff:10.1.1.1": 4, "::ffff:11.1.1.1": None, "fe80::1%eth0": 6} {
+		if got := v.Lookup(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("Lookup(%s) = %d, want %d", addr, got, want)
+		}
+	}
+	if got := v.Lookup6(0, 0xffff_0a010101); got != 6 {
+		t.Errorf("Lookup6 of a mapped address = %d, want the IPv6 default route's 6", got)
+	}
+	if got := v.Lookup(netip.Addr{}); got != None {
+		t.Errorf("Lookup of the zero Addr = %d", got)
+	}
+}
+
+// TestSmall: a table with under 1,000 routes takes at most 64 KiB, inserted one by one under a
+// reader that passes a quiescent point now and then, or loaded at once.
+func TestSmall(t *testing.T) {
+	r := newRand(t)
+	pods4 := func(i int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), 32)
+	}
+	pods6 := func(i int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 5: 1, 14: byte(i >> 8), 15: byte(i)}), 128)
+	}
+	subnets4 := func(int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(r.Uint32()), byte(r.Uint32()), byte(r.Uint32())}), 24)
+	}
+	subnets6 := func(int) netip.Prefix {
+		a := [16]byte{0: 0x20}
+		for i := 1; i < 8; i++ {
+			a[i] = byte(r.Uint32())
+		}
+		return netip.PrefixFrom(netip.AddrFrom16(a), 64)
+	}
+	for name, next := range map[string]func(int) netip.Prefix{"pods4": pods4, "pods6": pods6, "subnets4": subnets4, "subnets6": subnets6} {
+		var d Domain
+		reader := d.Register()
+		reader.Online()
+		tab := New(&d)
+		for i := range 999 {
+			if err := tab.Insert(next(i), NextHop(i+1)); err != nil {
+				t.Fatal(err)
+			}
+			if i%10 == 0 {
+				reader.Quiesce()
+			}
+		}
+		one := tab.Memory()
+		reader.Close()
+		var routes []Route
+		for p, nh := range tab.All() {
+			routes = append(routes, Route{p, nh})
+		}
+		if err := tab.Replace(routes); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %d bytes one by one, %d as a bulk load", name, one, tab.Memory())
+		if max(one, tab.Memory()) > 64<<10 {
+			t.Errorf("%s: %d bytes, then %d: more than 64 KiB", name, one, tab.Memory())
+		}
+	}
+}
+
+// TestNoAllocs: what a worker calls allocates nothing.
+func TestNoAllocs(t *testing.T) {
+	var d Domain
+	reader := d.Register()
+	defer reader.Close()
+	tab := New(&d)
+	if err := tab.Replace([]Route{{netip.MustParsePrefix("10.0.0.0/8"), 4}, {netip.MustParsePrefix("::/0"), 6}}); err != nil {
+		t.Fatal(err)
+	}
+	addr, keys4, keys6, out := netip.MustParseAddr("10.0.0.1"), make([]uint32, 64), make([]Key6, 64), make([]NextHop, 64)
+	if n := testing.AllocsPerRun(100, func() {
+		reader.Online()
+		v := tab.View()
+		v.Lookup(addr)
+		v.Lookup4Batch(keys4, out)
+		v.Lookup6Batch(keys6, out)
+		reader.Quiesce()
+		reader.Offline()
+	}); n != 0 {
+		t.Errorf("%v allocations per burst", n)
+	}
+}

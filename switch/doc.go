@@ -1,0 +1,20 @@
+// Package vswitch is the switch: workers that move bursts of frames through five stages, the tables that
+// they read, and the slow path. ("switch" is a Go keyword.)
+//
+//	         ┌── *Snapshot (atomic.Pointer): generation, ports, networks; refers to the live FIB, Adjacencies, FDB, Neighbors
+//	Port ─► recv ─► parse ─► lookup ─► act ─► send ─► Port      (encap.Tunnel is a Port: it decapsulates in Recv, encapsulates in Send)
+//	        Burst   Parsed   verdict   rewrite  grouped by port
+//	                   └────── punt (bounded, per-port quotas; drops and counts when full) ─► slow worker: learn, ARP/ND, ICMP
+//
+// One stage is one file, in this order: rx.go, parse.go, lookup.go, act.go, tx.go; worker.go has the loop.
+// slow.go, learn.go and icmp.go are the slow path; snapshot.go, adjacency.go and switch.go are set-up;
+// ledger.go proves that no frame is lost without a reason.
+//
+// # Concurrency
+//
+// Each worker is a goroutine on a locked thread that owns its receive queues, its pool and its side of
+// every transmit queue, and shares nothing that it writes. Control goroutines change tables under the
+// switch's mutex, copy-on-write: they write the adjacency, then publish the route, then free what was
+// replaced after every worker has passed a quiescent point (fib.Domain). A worker is quiescent between
+// two bursts and offline while it waits for input, so that a sleeping worker holds nothing up.
+package vswitch

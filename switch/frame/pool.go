@@ -1,0 +1,88 @@
+package frame
+
+import "fmt"
+
+const (
+	// MaxLen is the longest frame in bytes: an Ethernet header and an IP packet of 65,535 bytes.
+	MaxLen = 14 + 65535
+	// Headroom is the number of free bytes before each frame: a virtio-net header (10 bytes, 12 with the
+	// merge field) rounded up so that frames begin at multiples of 16.
+	Headroom = 16
+	// DefaultArena holds 8 super-frames (8 × 65,565 B = 524,520 B), so that a burst of them stays in a
+	// 1 MiB L2 cache between the read and the write: bursts of 64 of them would not.
+	DefaultArena = 8*(Headroom+MaxLen) + 64
+)
+
+// Pool hands out frames for one worker out of one contiguous arena. Frames of a burst lie directly one
+// behind the other, each as long as it turned out to be, so small frames cost few cache lines and TLB
+// entries although every one of them might have been 64 KiB long. When the last live frame is released,
+// the arena is empty again: workers run to completion, so that is once per burst. Not safe for
+// concurrent use.
+type Pool struct {
+	arena []byte
+	used  int // bytes of the arena that live frames may occupy, a multiple of 16 less Headroom's phase
+	free  []*Frame
+	live  int
+}
+
+// NewPool returns a pool of at most frames live frames over an arena of size bytes.
+func NewPool(frames, size int) *Pool {
+	p := &Pool{arena: make([]byte, size), free: make([]*Frame, frames)}
+	headers := make([]Frame, frames)
+	for i := range headers {
+		headers[i].pool = p
+		p.free[i] = &headers[i]
+	}
+	return p
+}
+
+// Reserve returns n writable bytes preceded by before bytes for a header that the port reads together
+// with the frame (before is at most Headroom), or nil when the arena or the frames are used up: the
+// caller then ends its burst. The bytes are not taken until Commit; a second Reserve returns them again.
+func (p *Pool) Reserve(before, n int) []byte {
+	start := p.used + Headroom
+	if len(p.free) == 0 || start+n > len(p.arena) {
+		return nil
+	}
+	return p.arena[start-before : start+n]
+}
+
+// Commit turns the first n bytes (without the header) of what Reserve returned into a frame with zero
+// Meta, which belongs to the caller until Release.
+func (p *Pool) Commit(n int) *Frame { return p.CommitAt(0, n) }
+
+// CommitAt is Commit for a frame that begins skip bytes into the reserved bytes, behind an outer header
+// that is no longer needed and becomes headroom.
+func (p *Pool) CommitAt(skip, n int) *Frame {
+	f := p.take()
+	f.off = p.used + Headroom + skip
+	f.buf = p.arena[f.off : f.off+n : f.off+n]
+	p.used = (f.off + n + 15) &^ 15
+	return f
+}
+
+// Live returns the number of frames handed out and not yet released: the pool's balance, zero at rest.
+func (p *Pool) Live() int { return p.live }
+
+func (p *Pool) take() *Frame {
+	last := len(p.free) - 1
+	if last < 0 {
+		return nil
+	}
+	f := p.free[last]
+	p.free = p.free[:last]
+	f.Meta = Meta{}
+	p.live++
+	return f
+}
+
+func (p *Pool) release(f *Frame) {
+	if f.buf == nil {
+		panic(fmt.Sprintf("frame: released twice (in port %d)", f.In))
+	}
+	f.buf = nil
+	p.free = append(p.free, f)
+	if p.live--; p.live == 0 {
+		p.used = 0
+	}
+}

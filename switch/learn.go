@@ -1,0 +1,58 @@
+package vswitch
+
+import (
+	"tapyard/switch/fdb"
+	"tapyard/switch/frame"
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// learnEvent tells the slow worker where a station was seen; the frame itself goes on.
+type learnEvent struct {
+	in  *portState
+	vni uint32
+	mac wire.MAC
+}
+
+// learnCache remembers the last source of the worker's bursts that needed nothing, because the frames of
+// a burst mostly come from one station. A change of the table behind it is noticed with the next other
+// station, or when the burst comes from another port.
+type learnCache struct {
+	in  *portState
+	mac wire.MAC
+}
+
+// learn asks the slow worker to learn the frame's source when the FDB doesn't have it behind this port.
+func (w *worker) learn(f *frame.Frame) {
+	src := wire.Ethernet(f.Bytes()).Src()
+	if w.learned.in == w.in && w.learned.mac == src {
+		return
+	}
+	dest, known := w.sw.fdb.Lookup(f.VNI, src)
+	if known && dest.Port == w.in.id {
+		w.learned = learnCache{w.in, src}
+		return
+	}
+	if !admit(&w.in.quota.events, eventsPerPort) {
+		w.st.EventsLost.Add(1)
+		return
+	}
+	select {
+	case w.sw.slow.events <- learnEvent{w.in, f.VNI, src}:
+	default:
+		w.in.quota.events.Add(-1)
+		w.st.EventsLost.Add(1)
+	}
+}
+
+// learnNow changes the table. A static entry wins over what is seen, so a pod can't take over another
+// one's MAC.
+func (s *slowWorker) learnNow(e learnEvent) {
+	if s.sw.snapshot.Load().port(e.in.id) == e.in {
+		outcome := s.sw.fdb.Learn(e.vni, e.mac, port.Dest{Port: e.in.id})
+		if outcome == fdb.Moved {
+			s.sw.log.Info("station moved", "mac", e.mac, "vni", e.vni, "port", e.in.port.Name())
+		}
+	}
+	e.in.quota.events.Add(-1)
+}

@@ -1,0 +1,185 @@
+package vswitch
+
+import (
+	"net/netip"
+
+	"tapyard/fib"
+	"tapyard/switch/drop"
+	"tapyard/switch/frame"
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// Verdict is the outcome of lookup for one frame.
+type Verdict uint8
+
+// The verdicts; Drop is the zero value and comes with a reason.
+const (
+	Drop Verdict = iota
+	Forward
+	Route // Forward after the Adjacency's rewrite
+	Flood
+	Punt
+)
+
+// verdict is what lookup tells act about a frame.
+type verdict struct {
+	kind   Verdict
+	reason drop.Reason
+	punt   puntKind
+	dest   port.Dest
+	net    *network
+	adj    *Adjacency
+}
+
+// routing collects the frames of a burst that want a route, so that the FIB is asked once per family.
+type routing struct {
+	index4, index6 [frame.BurstSize]uint8
+	keys4          [frame.BurstSize]uint32
+	keys6          [frame.BurstSize]fib.Key6
+	hops           [frame.BurstSize]fib.NextHop
+	n4, n6         int
+}
+
+// lookup is the third stage: it decides about every frame and changes none.
+func (w *worker) lookup() {
+	w.routing.n4, w.routing.n6 = 0, 0
+	var net *network
+	for i, f := range w.burst.Frames() {
+		if w.verdicts[i].reason != drop.None {
+			continue
+		}
+		if net == nil || net.VNI != f.VNI {
+			if net = w.snap.network(f.VNI); net == nil {
+				w.verdicts[i].reason = drop.UnknownVNI
+				continue
+			}
+			w.routing.finish(w)
+		}
+		w.verdicts[i].net = net
+		w.classify(i, f, net)
+	}
+	w.routing.finish(w)
+}
+
+// classify decides about one frame by its MAC addresses, or queues it for routing.
+func (w *worker) classify(i int, f *frame.Frame, net *network) {
+	v, p := &w.verdicts[i], &w.parsed[i]
+	dst := wire.Ethernet(f.Bytes()).Dst()
+	if w.in.role == RoleAccess {
+		w.learn(f)
+	}
+	switch {
+	case p.Kind == wire.KindARP || p.ND:
+		w.classifyNeighbor(v, f, p, dst)
+	case dst == net.RouterMAC && net.routes():
+		w.routing.add(i, p)
+	default:
+		w.classifyL2(v, dst)
+	}
+}
+
+// classifyL2 forwards within the VNI. Only access ports are part of its L2 segment.
+func (w *worker) classifyL2(v *verdict, dst wire.MAC) {
+	if w.in.role != RoleAccess {
+		v.reason = drop.NotForRouter
+		return
+	}
+	v.kind = Flood
+	if dst.IsMulticast() {
+		return
+	}
+	if dest, known := w.sw.fdb.Lookup(v.net.VNI, dst); known {
+		v.kind, v.dest = Forward, dest
+		if dest.Port == w.in.id {
+			v.kind, v.reason = Drop, drop.Hairpin
+		}
+	}
+}
+
+// classifyNeighbor has the slow path answer requests for addresses that the switch knows, unless they are
+// behind the asking port, whose owner is probing for itself (RFC 5227). All else is L2's.
+func (w *worker) classifyNeighbor(v *verdict, f *frame.Frame, p *wire.Parsed, dst wire.MAC) {
+	if target, asks := requested(f.Bytes(), p); asks && w.in.role == RoleAccess {
+		if n, known := w.sw.neighbors.Lookup(v.net.VNI, target); known && n.Port != w.in.id {
+			v.kind, v.punt = Punt, puntNeighbor
+			return
+		}
+	}
+	w.classifyL2(v, dst)
+}
+
+// requested returns the address that an ARP request or a neighbour solicitation asks for.
+func requested(b []byte, p *wire.Parsed) (target netip.Addr, asks bool) {
+	if p.Kind == wire.KindARP {
+		arp := wire.ARP(b[p.L3:p.End])
+		return arp.TargetIP(), arp.Op() == wire.ARPRequest
+	}
+	ns := wire.NeighborSolicit(b[p.L4:p.End])
+	if !ns.IsValid() {
+		return target, false
+	}
+	return ns.Target(), true
+}
+
+func (r *routing) add(i int, p *wire.Parsed) {
+	switch p.Kind {
+	case wire.KindIPv4:
+		r.keys4[r.n4] = be32(p.Dst[:])
+		r.index4[r.n4] = uint8(i)
+		r.n4++
+	case wire.KindIPv6:
+		r.keys6[r.n6] = fib.Key6{Hi: be64(p.Dst[:8]), Lo: be64(p.Dst[8:])}
+		r.index6[r.n6] = uint8(i)
+		r.n6++
+	}
+}
+
+// finish looks up what was collected, which is of one VNI. The adjacencies are loaded after the FIB was
+// asked: an index is published only when its adjacency is there.
+func (r *routing) finish(w *worker) {
+	if r.n4 > 0 {
+		net := w.verdicts[r.index4[0]].net
+		net.fib.View().Lookup4Batch(r.keys4[:r.n4], r.hops[:r.n4])
+		w.resolve(r.index4[:r.n4], r.hops[:])
+		r.n4 = 0
+	}
+	if r.n6 > 0 {
+		net := w.verdicts[r.index6[0]].net
+		net.fib.View().Lookup6Batch(r.keys6[:r.n6], r.hops[:r.n6])
+		w.resolve(r.index6[:r.n6], r.hops[:])
+		r.n6 = 0
+	}
+}
+
+func (w *worker) resolve(index []uint8, hops []fib.NextHop) {
+	adjacencies := w.sw.adjacencies.view()
+	frames := w.burst.Frames()
+	for n, i := range index {
+		w.decide(&w.verdicts[i], frames[i], &w.parsed[i], &adjacencies[hops[n]])
+	}
+}
+
+// decide turns an adjacency into a verdict. Entry 0 of the adjacencies, which is what a missing route
+// gives, is of the kind NoRoute.
+func (w *worker) decide(v *verdict, f *frame.Frame, p *wire.Parsed, adj *Adjacency) {
+	v.kind, v.adj = Punt, adj
+	switch {
+	case adj.Kind == AdjLocal:
+		v.punt = puntLocal
+	case adj.Kind == AdjNoRoute:
+		v.punt = puntNoRoute
+	case adj.Kind == AdjNoNeighbor:
+		v.punt = puntNoNeighbor
+	case p.TTL <= 1 && w.in.id != port.Local && !adj.Own:
+		v.punt = puntTTL
+	case adj.Dest.Port == w.in.id && w.in.role == RoleHost:
+		v.kind, v.reason = Drop, drop.HostLoop
+	case w.in.role == RoleTunnel && adj.Tunnel:
+		v.kind, v.reason = Drop, drop.SplitHorizon
+	case f.SegmentLen(int(p.End)) > int(adj.MTU):
+		v.kind, v.reason = Drop, drop.TooBig
+	default:
+		v.kind, v.dest = Route, adj.Dest
+	}
+}

@@ -1,0 +1,260 @@
+package port
+
+import (
+	"errors"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"github.com/songgao/water"
+	"golang.org/x/sys/unix"
+
+	"tapyard/switch/drop"
+	"tapyard/switch/frame"
+	"tapyard/switch/wire"
+)
+
+// Read drivers/net/tun.c and Documentation/networking/tuntap.rst of the kernel first.
+
+// ErrDeviceBusy is returned by OpenTAP when another process holds the device's only queue.
+var ErrDeviceBusy = errors.New("another process is attached to the device; is a second agent running? 'ip tuntap' names its users")
+
+// busyWait is how long OpenTAP waits for a killed predecessor's descriptor to go: the kernel closes it
+// some milliseconds after the process is reaped.
+const busyWait = 2 * time.Second
+
+// tunUSO4 and tunUSO6 are TUN_F_USO4 and TUN_F_USO6 of linux/if_tun.h (kernel 6.2), valid as a pair only.
+const tunUSO4, tunUSO6 = 0x20, 0x40
+
+// offloads are tried in this order; the kernel answers EINVAL to a set with one that it doesn't know.
+var offloads = []struct {
+	flags int
+	caps  Caps
+}{
+	{unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN | tunUSO4 | tunUSO6, CapsAll},
+	{unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN, CapsAll &^ CapUSO},
+	{unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6, CapsAll &^ (CapUSO | CapTSOECN)},
+	{unix.TUN_F_CSUM, CapCsum},
+	{0, 0},
+}
+
+// CreateTAP makes a persistent TAP device in the calling thread's network namespace. It carries no
+// traffic until OpenTAP attaches its queue.
+func CreateTAP(device string) error {
+	ifce, err := water.New(water.Config{
+		DeviceType:             water.TAP,
+		PlatformSpecificParams: water.PlatformSpecificParams{Name: device, Persist: true},
+	})
+	if err != nil {
+		return fmt.Errorf("create TAP device %s (is /dev/net/tun there, and are we root?): %w", device, err)
+	}
+	return ifce.Close()
+}
+
+// TAPConfig says which device OpenTAP attaches, and what the port is called.
+type TAPConfig struct {
+	Device    string // in the calling thread's network namespace
+	PortName  string // for operators
+	PortKind  string // "tap" when empty
+	NetnsPath string // where the device will live, for reading its drop counter; "" is the agent's own
+}
+
+// TAP is a Port over a TAP device with one queue and virtio-net headers.
+type TAP struct {
+	cfg  TAPConfig
+	fd   int
+	caps Caps
+	rx   [1]RxQueue
+}
+
+var _ Port = (*TAP)(nil)
+
+// OpenTAP attaches the queue of an existing device in the calling thread's network namespace and switches
+// on the offloads that the kernel has. The descriptor pins that namespace, so for a new pod the device is
+// opened in the agent's namespace and moved afterwards.
+func OpenTAP(cfg TAPConfig) (*TAP, error) {
+	fd, err := attachQueue(cfg.Device)
+	if err != nil {
+		return nil, fmt.Errorf("attach to TAP device %s: %w", cfg.Device, err)
+	}
+	t := &TAP{cfg: cfg, fd: fd}
+	if t.cfg.PortKind == "" {
+		t.cfg.PortKind = "tap"
+	}
+	if err := t.negotiate(); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("set up TAP device %s: %w", cfg.Device, err)
+	}
+	t.rx[0] = (*tapRx)(t)
+	return t, nil
+}
+
+func attachQueue(device string) (int, error) {
+	ifr, err := unix.NewIfreq(device)
+	if err != nil {
+		return -1, fmt.Errorf("device name of %d characters, at most %d: %w", len(device), unix.IFNAMSIZ-1, err)
+	}
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open /dev/net/tun: %w", err)
+	}
+	for deadline := time.Now().Add(busyWait); ; time.Sleep(5 * time.Millisecond) {
+		if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err == nil {
+			return fd, nil
+		}
+		if err != unix.EBUSY || time.Now().After(deadline) {
+			break
+		}
+	}
+	unix.Close(fd)
+	if err == unix.EBUSY {
+		return -1, ErrDeviceBusy
+	}
+	return -1, fmt.Errorf("TUNSETIFF: %w", err)
+}
+
+func (t *TAP) negotiate() error {
+	if err := unix.IoctlSetPointerInt(t.fd, unix.TUNSETVNETHDRSZ, wire.VirtioNetLen); err != nil {
+		return fmt.Errorf("TUNSETVNETHDRSZ: %w", err)
+	}
+	var err error
+	for _, o := range offloads {
+		if err = unix.IoctlSetInt(t.fd, unix.TUNSETOFFLOAD, o.flags); err == nil {
+			t.caps = o.caps
+			return nil
+		}
+	}
+	return fmt.Errorf("TUNSETOFFLOAD: %w", err)
+}
+
+// Name implements Port.
+func (t *TAP) Name() string { return t.cfg.PortName }
+
+// Kind implements Port.
+func (t *TAP) Kind() string { return t.cfg.PortKind }
+
+// Caps implements Port.
+func (t *TAP) Caps() Caps { return t.caps }
+
+// Rx implements Port.
+func (t *TAP) Rx() []RxQueue { return t.rx[:] }
+
+// Tx implements Port. The queue has no state of its own: one write is atomic in the kernel, so any
+// number of workers may send.
+func (t *TAP) Tx(_ int, st *Stats) TxQueue { return &tapTx{tap: t, st: st} }
+
+// Close detaches from the device, which stays with its addresses and routes.
+func (t *TAP) Close() error { return unix.Close(t.fd) }
+
+// Remove destroys the device, wherever it is: it loses its persistence and then its last user.
+func (t *TAP) Remove() error {
+	err := unix.IoctlSetInt(t.fd, unix.TUNSETPERSIST, 0)
+	return errors.Join(err, t.Close())
+}
+
+// Gone says that the device was deleted under the port.
+func (t *TAP) Gone() bool {
+	p := []unix.PollFd{{Fd: int32(t.fd)}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0
+}
+
+// tapRx is the TAP's only receive queue.
+type tapRx TAP
+
+// FD implements RxQueue.
+func (q *tapRx) FD() int { return q.fd }
+
+// Recv implements RxQueue: one read per frame, until the device is empty.
+func (q *tapRx) Recv(b *frame.Burst, p *frame.Pool, st *Stats) (more bool) {
+	for more = true; more && !b.Full(); {
+		buf := p.Reserve(wire.VirtioNetLen, frame.MaxLen)
+		if buf == nil {
+			break
+		}
+		// RawSyscall: the descriptor never blocks, and telling Go's scheduler costs a tenth of the read.
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
+		if errno != 0 {
+			more = errno == unix.EINTR
+			continue
+		}
+		if n < wire.VirtioNetLen {
+			st.RxDropped(drop.ShortRead, int(n))
+			continue
+		}
+		f := p.Commit(int(n) - wire.VirtioNetLen)
+		decodeVirtio(wire.VirtioNet(buf), &f.Meta)
+		b.Append(f)
+	}
+	return more
+}
+
+func decodeVirtio(h wire.VirtioNet, m *frame.Meta) {
+	m.GSOType = h.GSOType()
+	m.NeedsCsum = h.Flags()&wire.NeedsCsum != 0
+	m.HdrLen, m.GSOSize = h.HdrLen(), h.GSOSize()
+	m.CsumStart, m.CsumOffset = h.CsumStart(), h.CsumOffset()
+}
+
+// EncodeVirtio writes the virtio-net header that describes m into h.
+func EncodeVirtio(h wire.VirtioNet, m *frame.Meta) {
+	var fields wire.VirtioNetFields
+	if m.NeedsCsum {
+		fields.Flags = wire.NeedsCsum
+		fields.CsumStart, fields.CsumOffset = m.CsumStart, m.CsumOffset
+	}
+	if m.IsSuper() {
+		fields.GSOType, fields.HdrLen, fields.GSOSize = m.GSOType, m.HdrLen, m.GSOSize
+	}
+	h.Encode(&fields)
+}
+
+// tapTx sends on a TAP for one worker.
+type tapTx struct {
+	tap *TAP
+	st  *Stats
+}
+
+// Send implements TxQueue: one write per frame. The write runs the receiver's network stack in this
+// thread, which is most of what a frame costs.
+func (q *tapTx) Send(b *frame.Burst) {
+	var frames, wireFrames, bytes uint64
+	for _, f := range b.Frames() {
+		buf := f.WithHeadroom(wire.VirtioNetLen)
+		EncodeVirtio(wire.VirtioNet(buf), &f.Meta)
+		if errno := write(q.tap.fd, buf); errno != 0 {
+			q.st.Count(q.refused(errno), f.Wire())
+			continue
+		}
+		frames++
+		wireFrames += uint64(f.Wire())
+		bytes += uint64(f.Len())
+	}
+	q.st.Tx.Add(frames, wireFrames)
+	q.st.TxBytes.Add(bytes)
+}
+
+// Flush implements TxQueue; Send has left nothing behind.
+func (q *tapTx) Flush() {}
+
+func write(fd int, buf []byte) unix.Errno {
+	for {
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
+}
+
+// refused maps an errno of tun_get_user to a reason: EIO is a device that is down, EBADFD one that is
+// gone, EINVAL metadata that the kernel finds inconsistent.
+func (q *tapTx) refused(errno unix.Errno) drop.Reason {
+	switch errno {
+	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
+		return drop.TxFull
+	case unix.EIO, unix.EBADFD:
+		return drop.PortGone
+	}
+	return drop.TxError
+}

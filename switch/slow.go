@@ -1,0 +1,212 @@
+package vswitch
+
+import (
+	"sync/atomic"
+
+	"tapyard/switch/drop"
+	"tapyard/switch/frame"
+	"tapyard/switch/neigh"
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// puntKind says what the slow path is to do with a frame.
+type puntKind uint8
+
+const (
+	_              puntKind = iota
+	puntNeighbor            // answer the ARP request or neighbour solicitation
+	puntLocal               // addressed to the switch itself
+	puntTTL                 // answer time exceeded
+	puntNoRoute             // answer unreachable: no route
+	puntNoNeighbor          // answer unreachable: no such host
+)
+
+const (
+	// punts is how many frames may wait for the slow path. It takes some 2 µs for one, so a full queue
+	// is 2 ms of work.
+	punts = 1024
+	// puntsPerPort is one port's share: a flood from a pod fills an eighth of the queue.
+	puntsPerPort = punts / 8
+	// events and eventsPerPort are the same for learning.
+	events, eventsPerPort = 1024, 128
+	// puntCopy is how much of a frame is kept: ICMPv6 errors quote at most 1,232 bytes of packet
+	// (RFC 4443 section 2.4 c), and echo requests are answered up to an Ethernet MTU of 1,500.
+	puntCopy = 1536
+)
+
+// punt is a frame on its way to the slow path, copied.
+type punt struct {
+	kind   puntKind
+	vni    uint32
+	in     *portState
+	wire   int // wire frames that it stands for
+	whole  bool
+	parsed wire.Parsed
+	n      int
+	buf    [puntCopy]byte
+}
+
+func (p *punt) bytes() []byte { return p.buf[:p.n] }
+
+// puntQuota counts what a port has in the queues. Workers and the slow worker change it, hence atomics.
+type puntQuota struct{ frames, events atomic.Int32 }
+
+func (q *puntQuota) empty() bool { return q.frames.Load() == 0 && q.events.Load() == 0 }
+
+// admit takes one of limit places, or says no.
+func admit(n *atomic.Int32, limit int32) bool {
+	if n.Add(1) > limit {
+		n.Add(-1)
+		return false
+	}
+	return true
+}
+
+// puntFrame copies the frame into the slow path's queue and gives the original back. Whatever the queue
+// doesn't take is dropped and counted.
+func (w *worker) puntFrame(f *frame.Frame, p *wire.Parsed, v *verdict) {
+	if !admit(&w.in.quota.frames, puntsPerPort) {
+		w.drop(f, drop.PuntFull)
+		return
+	}
+	select {
+	case item := <-w.sw.slow.free:
+		item.kind, item.vni, item.in, item.wire, item.parsed = v.punt, f.VNI, w.in, f.Wire(), *p
+		item.n = copy(item.buf[:], f.Bytes())
+		item.whole = item.n == f.Len() && !f.NeedsCsum
+		w.st.PuntEvents.Add(1)
+		w.sw.slow.frames <- item // as many places as items: never blocks
+		f.Release()
+	default:
+		w.in.quota.frames.Add(-1)
+		w.drop(f, drop.PuntFull)
+	}
+}
+
+// slowWorker answers what the workers don't: learning, ARP and ND, ICMP. It has the stages of a worker for
+// the frames that it makes, and its own index everywhere.
+type slowWorker struct {
+	*worker
+	frames   chan *punt
+	free     chan *punt
+	events   chan learnEvent
+	stopping chan struct{}
+}
+
+func newSlowWorker(sw *Switch, id int) *slowWorker {
+	s := &slowWorker{
+		worker: newWorker(sw, id),
+		frames: make(chan *punt, punts), free: make(chan *punt, punts),
+		events: make(chan learnEvent, events), stopping: make(chan struct{}),
+	}
+	for range punts {
+		s.free <- new(punt)
+	}
+	return s
+}
+
+func (s *slowWorker) run() {
+	for {
+		select {
+		case e := <-s.events:
+			s.learnNow(e)
+		case p := <-s.frames:
+			s.handle(p)
+		case <-s.stopping:
+			s.finish()
+			return
+		}
+	}
+}
+
+// finish works off what the workers, which have ended, left behind.
+func (s *slowWorker) finish() {
+	s.drain()
+	s.reader.Close()
+}
+
+// drain works until both queues are empty.
+func (s *slowWorker) drain() {
+	for {
+		select {
+		case e := <-s.events:
+			s.learnNow(e)
+		case p := <-s.frames:
+			s.handle(p)
+		default:
+			return
+		}
+	}
+}
+
+func (s *slowWorker) handle(p *punt) {
+	s.reader.Online()
+	s.snap = s.sw.snapshot.Load()
+	st := &p.in.stats[s.id]
+	reason := drop.None
+	switch net := s.snap.network(p.vni); {
+	case net == nil:
+		reason = drop.UnknownVNI
+	case p.kind == puntNeighbor:
+		s.answerNeighbor(p)
+	case p.kind == puntLocal:
+		reason = s.answerEcho(net, p)
+	case p.kind == puntTTL:
+		reason = drop.TTLExceeded
+		s.icmpError(net, p, timeExceeded)
+	case p.kind == puntNoNeighbor:
+		reason = drop.NoNeighbor
+		s.icmpError(net, p, hostUnreachable)
+	default:
+		reason = drop.NoRoute
+		s.icmpError(net, p, netUnreachable)
+	}
+	if reason == drop.None {
+		st.Consumed.Add(1, uint64(p.wire))
+	} else {
+		st.Count(reason, p.wire)
+	}
+	s.live.Store(int64(s.pool.Live()))
+	s.reader.Offline()
+	p.in.quota.frames.Add(-1)
+	p.in = nil
+	s.free <- p
+}
+
+// answerNeighbor answers for a station behind another port, or for the switch's own addresses.
+func (s *slowWorker) answerNeighbor(p *punt) {
+	target, _ := requested(p.bytes(), &p.parsed)
+	n, known := s.sw.neighbors.Lookup(p.vni, target)
+	if !known { // detached since the punt
+		return
+	}
+	s.originate(puntCopy, func(out []byte) int {
+		if p.parsed.Kind == wire.KindARP {
+			return neigh.AnswerARP(wire.ARP(p.bytes()[p.parsed.L3:]), n.MAC, out)
+		}
+		return neigh.AnswerND(p.bytes(), &p.parsed, n.MAC, n.Port == port.Local, out)
+	}, func(f *frame.Frame) { s.reply(f, p) })
+}
+
+// originate builds a frame of at most size bytes with build, which returns its length or 0 for none, and
+// hands it to send.
+func (s *slowWorker) originate(size int, build func([]byte) int, send func(*frame.Frame)) {
+	buf := s.pool.Reserve(0, size)
+	if buf == nil {
+		return // can't be: the pool is empty between two items
+	}
+	if n := build(buf); n > 0 {
+		send(s.pool.Commit(n))
+	}
+}
+
+// reply sends a finished frame out of the port that the punt came from.
+func (s *slowWorker) reply(f *frame.Frame, p *punt) {
+	f.VNI = p.vni
+	s.snap.ports[port.Local].stats[s.id].Originated.Add(1, 1)
+	s.in = s.snap.ports[port.Local]
+	s.st = &s.in.stats[s.id]
+	s.forward(f, port.Dest{Port: p.in.id})
+	s.send()
+}

@@ -1,0 +1,133 @@
+package vswitch
+
+import (
+	"fmt"
+	"net/netip"
+
+	"tapyard/fib"
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// Role says what a port is to the switch.
+type Role uint8
+
+// The roles. Zero is invalid.
+const (
+	_          Role = iota
+	RoleAccess      // a station's port: part of its VNI's L2 segment, and routed
+	RoleHost        // the node's own TAP: only routed, never part of a segment
+	RoleTunnel      // leads to peers: only routed; its frames bring their VNI
+	roleLocal       // the switch itself
+)
+
+// Network is what a VNI is on this node. Without a RouterMAC it is a plain L2 segment.
+type Network struct {
+	VNI       uint32
+	RouterMAC wire.MAC
+	// Gateways are .1 and ::1, the source of ICMP errors; Locals are .2 and ::2, the source of errors
+	// towards the host, which drops errors that claim its own address (measured).
+	Gateways, Locals []netip.Addr
+}
+
+// network is a Network with its tables.
+type network struct {
+	Network
+	fib   *fib.Table
+	flood []*portState // its access ports
+}
+
+func (n *network) routes() bool { return !n.RouterMAC.IsZero() }
+
+// source returns the address of the family of to that ICMP messages carry.
+func (n *network) source(to netip.Addr, in Role) (netip.Addr, bool) {
+	from := n.Gateways
+	if in == RoleHost {
+		from = n.Locals
+	}
+	for _, a := range from {
+		if a.Is4() == to.Is4() {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// portState is a port and what the switch keeps about it. It is written at attach, except for the
+// counters.
+type portState struct {
+	id     port.ID
+	port   port.Port
+	role   Role
+	vni    uint32
+	worker int // that owns the receive queue, or the first of several
+	rx     []port.RxQueue
+	tx     []port.TxQueue // by worker, the slow worker last
+	stats  []port.Stats   // likewise
+	quota  puntQuota
+}
+
+// Snapshot is what workers load once per burst: it never changes after it is published. It refers to
+// tables that live on: FIB, Adjacencies, FDB, Neighbors.
+type Snapshot struct {
+	Generation uint64
+	ports      []*portState // by port.ID; nil where none is attached
+	networks   []*network   // few: one per VNI of the node
+}
+
+func (s *Snapshot) port(id port.ID) *portState {
+	if int(id) >= len(s.ports) {
+		return nil
+	}
+	return s.ports[id]
+}
+
+// network scans: a node has one VNI per tenant network on it, and lookup asks once per change of VNI in
+// a burst.
+func (s *Snapshot) network(vni uint32) *network {
+	for _, n := range s.networks {
+		if n.VNI == vni {
+			return n
+		}
+	}
+	return nil
+}
+
+// clone returns a copy to change and publish, with the next generation.
+func (s *Snapshot) clone() *Snapshot {
+	c := &Snapshot{Generation: s.Generation + 1, ports: append([]*portState(nil), s.ports...)}
+	for _, n := range s.networks {
+		cn := *n
+		c.networks = append(c.networks, &cn)
+	}
+	return c
+}
+
+// compile fills what the snapshot derives from its ports.
+func (s *Snapshot) compile() {
+	for _, n := range s.networks {
+		n.flood = nil
+		for _, ps := range s.ports {
+			if ps != nil && ps.role == RoleAccess && ps.vni == n.VNI {
+				n.flood = append(n.flood, ps)
+			}
+		}
+	}
+}
+
+// freeID returns the lowest ID that no port has.
+func (s *Snapshot) freeID() (port.ID, error) {
+	for id, ps := range s.ports {
+		if ps == nil {
+			return port.ID(id), nil
+		}
+	}
+	if len(s.ports) == maxPorts {
+		return 0, fmt.Errorf("all %d ports of the switch are in use; detach some first", maxPorts)
+	}
+	return port.ID(len(s.ports)), nil
+}
+
+// maxPorts bounds what a flood costs and the workers' transmit tables; a Kubernetes node has 110 pods by
+// default and 250 to 500 where administrators raised it.
+const maxPorts = 4096

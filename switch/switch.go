@@ -1,0 +1,336 @@
+package vswitch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tapyard/fib"
+	"tapyard/switch/fdb"
+	"tapyard/switch/neigh"
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// maxFDBEntries bounds learning: 8,192 stations are a large L2 segment, and about 1 MiB.
+const maxFDBEntries = 8192
+
+// Config says how a switch runs.
+type Config struct {
+	Workers int // at least 1
+	Log     *slog.Logger
+}
+
+// Switch is one node's switch. Its methods may be called from any goroutine except a worker's.
+type Switch struct {
+	log       *slog.Logger
+	domain    fib.Domain
+	snapshot  atomic.Pointer[Snapshot]
+	fdb       *fdb.Table
+	neighbors *neigh.Table
+	workers   []*worker
+	slow      *slowWorker
+	running   sync.WaitGroup // the workers
+	slowEnded sync.WaitGroup
+
+	mu          sync.Mutex // serialises every change below
+	adjacencies *adjacencies
+	routes      map[uint32]map[netip.Prefix]fib.NextHop // by VNI
+	queues      []int                                   // receive queues per worker
+	departed    Ledger                                  // what detached ports counted
+	stopped     bool
+}
+
+// New returns a switch with its workers running and nothing attached.
+func New(cfg Config) (*Switch, error) {
+	sw, err := build(cfg)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range sw.workers {
+		sw.running.Go(w.run)
+	}
+	sw.slowEnded.Go(sw.slow.run)
+	return sw, nil
+}
+
+// build returns a switch whose workers don't run yet.
+func build(cfg Config) (*Switch, error) {
+	if cfg.Workers < 1 || cfg.Workers > maxWorkers {
+		return nil, fmt.Errorf("%d workers: at least 1, at most %d", cfg.Workers, maxWorkers)
+	}
+	sw := &Switch{
+		log: cfg.Log, fdb: fdb.New(maxFDBEntries), neighbors: neigh.New(),
+		adjacencies: newAdjacencies(), routes: map[uint32]map[netip.Prefix]fib.NextHop{},
+		queues: make([]int, cfg.Workers),
+	}
+	local := &portState{id: port.Local, role: roleLocal, stats: make([]port.Stats, cfg.Workers+1)}
+	sw.snapshot.Store(&Snapshot{ports: []*portState{local}})
+	for i := range cfg.Workers {
+		w := newWorker(sw, i)
+		var err error // without a descriptor for each worker the process can do nothing but end
+		if w.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+			return nil, fmt.Errorf("epoll_create1: %w", err)
+		}
+		sw.workers = append(sw.workers, w)
+	}
+	sw.slow = newSlowWorker(sw, cfg.Workers)
+	return sw, nil
+}
+
+// maxWorkers: more than 64 threads that each send on every port would spend their time on each other.
+const maxWorkers = 64
+
+// Workers returns the number of workers, without the slow one.
+func (sw *Switch) Workers() int { return len(sw.workers) }
+
+// AddNetwork makes the VNI known; it must be there before the ports and routes in it.
+func (sw *Switch) AddNetwork(n Network) error {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	if n.VNI >= 1<<24 {
+		return fmt.Errorf("VNI %d: at most %d (24 bits)", n.VNI, 1<<24-1)
+	}
+	snap := sw.snapshot.Load().clone()
+	if snap.network(n.VNI) != nil {
+		return fmt.Errorf("VNI %d is there already", n.VNI)
+	}
+	snap.networks = append(snap.networks, &network{Network: n, fib: fib.New(&sw.domain)})
+	sw.routes[n.VNI] = map[netip.Prefix]fib.NextHop{}
+	sw.publish(snap)
+	return nil
+}
+
+func (sw *Switch) publish(snap *Snapshot) {
+	snap.compile()
+	sw.snapshot.Store(snap)
+}
+
+// Attach connects a port and returns its ID. vni is the network of an access or host port; a tunnel's
+// frames bring their own.
+func (sw *Switch) Attach(p port.Port, role Role, vni uint32) (port.ID, error) {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	snap := sw.snapshot.Load().clone()
+	if role != RoleTunnel && snap.network(vni) == nil {
+		return 0, fmt.Errorf("attach port %s: VNI %d is not configured", p.Name(), vni)
+	}
+	for _, other := range snap.ports[1:] {
+		if other != nil && other.port.Name() == p.Name() {
+			return 0, fmt.Errorf("attach port %s: a port of that name is attached already", p.Name())
+		}
+	}
+	id, err := snap.freeID()
+	if err != nil {
+		return 0, fmt.Errorf("attach port %s: %w", p.Name(), err)
+	}
+	ps := sw.newPortState(id, p, role, vni)
+	if int(id) == len(snap.ports) {
+		snap.ports = append(snap.ports, nil)
+	}
+	snap.ports[id] = ps
+	sw.publish(snap)
+	if err := sw.poll(ps); err != nil {
+		snap = snap.clone()
+		snap.ports[id] = nil
+		sw.publish(snap)
+		return 0, fmt.Errorf("attach port %s: %w", p.Name(), err)
+	}
+	return id, nil
+}
+
+func (sw *Switch) newPortState(id port.ID, p port.Port, role Role, vni uint32) *portState {
+	ps := &portState{id: id, port: p, role: role, vni: vni, rx: p.Rx(),
+		stats: make([]port.Stats, len(sw.workers)+1)}
+	for w := range ps.stats {
+		ps.tx = append(ps.tx, p.Tx(w, &ps.stats[w]))
+	}
+	ps.worker = slices.Index(sw.queues, slices.Min(sw.queues))
+	return ps
+}
+
+// poll gives each receive queue to a worker: the first to the one with the fewest, the others to its
+// neighbours.
+func (sw *Switch) poll(ps *portState) error {
+	for q, rx := range ps.rx {
+		n := ps.queueWorker(q, len(sw.workers))
+		ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(ps.id), Pad: int32(q)}
+		if err := unix.EpollCtl(sw.workers[n].epoll, unix.EPOLL_CTL_ADD, rx.FD(), &ev); err != nil {
+			return fmt.Errorf("poll queue %d: %w", q, err)
+		}
+		sw.queues[n]++
+	}
+	return nil
+}
+
+func (ps *portState) queueWorker(queue, workers int) int { return (ps.worker + queue) % workers }
+
+// Detach disconnects the port, which the caller then closes or removes: no worker touches it any more.
+// Its counters stay in the ledger.
+func (sw *Switch) Detach(ctx context.Context, id port.ID) error {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	snap := sw.snapshot.Load().clone()
+	ps := snap.port(id)
+	if ps == nil || id == port.Local {
+		return fmt.Errorf("detach port %d: no such port", id)
+	}
+	for q, rx := range ps.rx {
+		n := ps.queueWorker(q, len(sw.workers))
+		sw.queues[n]--
+		// The device may be gone, and with it the registration.
+		_ = unix.EpollCtl(sw.workers[n].epoll, unix.EPOLL_CTL_DEL, rx.FD(), nil)
+	}
+	snap.ports[id] = nil
+	sw.publish(snap)
+	sw.fdb.DeletePort(id)
+	sw.neighbors.DeletePort(id)
+	if err := sw.drain(ctx, ps); err != nil {
+		return fmt.Errorf("detach port %s: %w", ps.port.Name(), err)
+	}
+	// What the slow path had queued may have taught it the port's MACs once more.
+	sw.fdb.DeletePort(id)
+	sw.departed.add(ps)
+	return nil
+}
+
+// drain waits until no worker can hold ps, and the slow path has nothing of it left.
+func (sw *Switch) drain(ctx context.Context, ps *portState) error {
+	if err := sw.domain.Wait(ctx); err != nil {
+		return err
+	}
+	for !ps.quota.empty() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the slow path still has its frames: %w", ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// RouteChange sets a route, or deletes it when Adjacency is nil.
+type RouteChange struct {
+	Prefix    netip.Prefix
+	Adjacency *Adjacency
+}
+
+// UpdateRoutes applies the changes to a VNI's table all or nothing; a burst sees all of them or none.
+func (sw *Switch) UpdateRoutes(vni uint32, changes []RouteChange) error {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	net := sw.snapshot.Load().network(vni)
+	if net == nil {
+		return fmt.Errorf("routes of VNI %d: not configured", vni)
+	}
+	routes := sw.routes[vni]
+	staged := make(map[netip.Prefix]fib.NextHop, len(changes))
+	undo := func(err error) error {
+		sw.release(slices.Collect(maps.Values(staged)))
+		return fmt.Errorf("routes of VNI %d: %w", vni, err)
+	}
+	edits := make([]fib.Change, 0, len(changes))
+	for _, c := range changes {
+		if _, twice := staged[c.Prefix]; twice {
+			return undo(fmt.Errorf("%s occurs twice in one change", c.Prefix))
+		}
+		nh := fib.None
+		if c.Adjacency != nil {
+			var err error
+			if nh, err = sw.adjacencies.acquire(*c.Adjacency); err != nil {
+				return undo(err)
+			}
+		}
+		staged[c.Prefix] = nh
+		edits = append(edits, fib.Change{Prefix: c.Prefix, NextHop: nh, Delete: nh == fib.None})
+	}
+	if err := net.fib.Apply(edits); err != nil {
+		return undo(err)
+	}
+	sw.commit(routes, staged)
+	return nil
+}
+
+// commit notes the staged next hops, None for a deleted route, and lets go of those that they replace.
+func (sw *Switch) commit(routes, staged map[netip.Prefix]fib.NextHop) {
+	var replaced []fib.NextHop
+	for prefix, nh := range staged {
+		replaced = append(replaced, routes[prefix])
+		if nh == fib.None {
+			delete(routes, prefix)
+		} else {
+			routes[prefix] = nh
+		}
+	}
+	sw.release(replaced)
+}
+
+// release lets go of next hops. What the domain then runs is ours alone, under the mutex that every user
+// of the domain holds.
+func (sw *Switch) release(hops []fib.NextHop) {
+	for _, nh := range hops {
+		sw.adjacencies.release(nh, sw.domain.Retire)
+	}
+	sw.domain.Reclaim()
+}
+
+// AddStation makes a station known: its MAC and addresses, static, behind the port.
+func (sw *Switch) AddStation(vni uint32, id port.ID, mac wire.MAC, addrs []netip.Addr) error {
+	if err := sw.fdb.Insert(vni, mac, port.Dest{Port: id}); err != nil {
+		return err
+	}
+	return sw.AddNeighbors(vni, id, mac, addrs)
+}
+
+// AddNeighbors has the switch answer ARP and neighbour solicitations for the addresses with mac, except
+// to the port that they are behind.
+func (sw *Switch) AddNeighbors(vni uint32, id port.ID, mac wire.MAC, addrs []netip.Addr) error {
+	for _, a := range addrs {
+		if err := sw.neighbors.Insert(vni, a, neigh.Neighbor{MAC: mac, Port: id}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stop ends the workers when they have finished their bursts, then the slow worker when its queue is
+// empty. It returns the ledger, which balances unless the switch has a bug. Ports stay open.
+func (sw *Switch) Stop() (Ledger, error) {
+	sw.mu.Lock()
+	stopped := sw.stopped
+	sw.stopped = true
+	sw.mu.Unlock()
+	if stopped {
+		return Ledger{}, errors.New("the switch is stopped already")
+	}
+	var errs []error
+	for _, w := range sw.workers {
+		errs = append(errs, w.stop())
+	}
+	sw.running.Wait()
+	close(sw.slow.stopping)
+	sw.slowEnded.Wait()
+	for _, w := range sw.workers {
+		errs = append(errs, unix.Close(w.epoll), unix.Close(w.stopFD))
+	}
+	return sw.Ledger(), errors.Join(errs...)
+}
+
+// stop wakes the worker with an event that tells it to end.
+func (w *worker) stop() error {
+	fd, err := unix.Eventfd(1, unix.EFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("stop worker %d: eventfd: %w", w.id, err)
+	}
+	w.stopFD = fd
+	return unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: stopID})
+}

@@ -1,0 +1,79 @@
+package vswitch
+
+import (
+	"net/netip"
+
+	"tapyard/switch/drop"
+	"tapyard/switch/fdb"
+	"tapyard/switch/neigh"
+	"tapyard/switch/port"
+)
+
+// PortView is what an operator sees of a port.
+type PortView struct {
+	ID     port.ID
+	Port   port.Port
+	Role   Role
+	VNI    uint32
+	Worker int
+	Rx, Tx Count
+	Drops  [drop.Count]Count
+
+	RxBytes, TxBytes uint64
+}
+
+// Ports returns the attached ports in the order of their IDs; the switch itself, ID 0, has a nil Port.
+func (sw *Switch) Ports() []PortView {
+	var views []PortView
+	for _, ps := range sw.snapshot.Load().ports {
+		if ps != nil {
+			views = append(views, ps.view())
+		}
+	}
+	return views
+}
+
+func (ps *portState) view() PortView {
+	v := PortView{ID: ps.id, Port: ps.port, Role: ps.role, VNI: ps.vni, Worker: ps.worker}
+	for i := range ps.stats {
+		st := &ps.stats[i]
+		v.Rx.add(&st.Rx)
+		v.Tx.add(&st.Tx)
+		v.RxBytes += st.RxBytes.Load()
+		v.TxBytes += st.TxBytes.Load()
+		for r := range st.Drops {
+			v.Drops[r].add(&st.Drops[r])
+		}
+	}
+	return v
+}
+
+// RouteView is a route with what it leads to.
+type RouteView struct {
+	VNI       uint32
+	Prefix    netip.Prefix
+	Adjacency Adjacency
+}
+
+// Routes returns all routes, by VNI and prefix.
+func (sw *Switch) Routes() []RouteView {
+	sw.mu.Lock() // so that no adjacency is replaced meanwhile
+	defer sw.mu.Unlock()
+	var views []RouteView
+	adjacencies := sw.adjacencies.view()
+	for _, n := range sw.snapshot.Load().networks {
+		for prefix, nh := range n.fib.All() {
+			views = append(views, RouteView{n.VNI, prefix, adjacencies[nh]})
+		}
+	}
+	return views
+}
+
+// FDB returns the MAC table.
+func (sw *Switch) FDB() []fdb.Entry { return sw.fdb.Entries() }
+
+// Neighbors returns the addresses that the switch answers for.
+func (sw *Switch) Neighbors() []neigh.Entry { return sw.neighbors.Entries() }
+
+// Generation returns the number of the current Snapshot.
+func (sw *Switch) Generation() uint64 { return sw.snapshot.Load().Generation }
