@@ -16,6 +16,10 @@ func FuzzPipeline(f *testing.F) {
 	f.Add(uint8(1), udp(f, hostMAC, routerMAC, gw4, absent4, 64, "x"), uint8(0), false, uint16(0), uint16(0), uint16(0))
 	f.Add(uint8(2), udp(f, peerMAC, routerMAC, remote4, b4, 64, "x"), uint8(0), false, uint16(0), uint16(0), uint16(0))
 	f.Add(uint8(0), s.Bytes, s.Meta.GSOType, true, s.Meta.GSOSize, s.Meta.CsumStart, s.Meta.CsumOffset)
+	// The ECN flag without a GSO type reached ports that take no offload.
+	f.Add(uint8(0), udp(f, macA, macB, a4, b4, 64, "x"), uint8(0x80), false, uint16(37), uint16(0), uint16(0))
+	// A checksum that starts behind the headers of a super-frame: the segmenter refused what parse had let through.
+	f.Add(uint8(0), s.Bytes, s.Meta.GSOType, true, s.Meta.GSOSize, s.Meta.CsumStart+60, s.Meta.CsumOffset)
 	r := newRig(f, 0) // one for all inputs: what one leaves behind would show at the next
 	f.Fuzz(func(t *testing.T, in uint8, b []byte, gso uint8, csum bool, size, start, offset uint16) {
 		if len(b) > frame.MaxLen {

@@ -41,7 +41,7 @@ func parseFrame(f *frame.Frame, p *wire.Parsed) drop.Reason {
 	if wire.Ethernet(f.Bytes()).Src().IsMulticast() {
 		return drop.MulticastSource
 	}
-	if f.IsSuper() {
+	if f.GSOType != wire.GSONone { // the ECN flag alone is no type: checkSuper refuses it
 		return checkSuper(f, p)
 	}
 	if f.NeedsCsum {
@@ -70,8 +70,6 @@ var faultReasons = [wire.NumFaults]drop.Reason{
 }
 
 const (
-	tcpCsumOffset = 16 // of the checksum in a TCP header, RFC 9293 section 3.1
-	udpCsumOffset = 6  // RFC 768
 	// maxTCPSegments: 65,535 bytes in segments of 48, the least MSS that Linux sends with
 	// (net.ipv4.tcp_min_snd_mss). A pod that claims more wants us to send a packet per byte.
 	maxTCPSegments = 65535/48 + 1
@@ -95,8 +93,8 @@ func checkSuper(f *frame.Frame, p *wire.Parsed) drop.Reason {
 		return drop.BadOffload
 	}
 	f.HdrLen = uint16(p.Payload)
-	if p.Kind != kind || p.Proto != proto || p.Fragment || !f.NeedsCsum ||
-		int(p.End) != f.Len() || p.Payload >= p.End || f.GSOSize == 0 || f.Wire() > maxSegments {
+	if p.Kind != kind || p.Proto != proto || p.Fragment || !f.NeedsCsum || int32(f.CsumStart) != p.L4 ||
+		p.Payload > frame.MaxHeaderLen || int(p.End) != f.Len() || p.Payload >= p.End || f.GSOSize == 0 || f.Wire() > maxSegments {
 		return drop.BadOffload
 	}
 	return checkPartial(f, p)
@@ -111,9 +109,9 @@ func checkPartial(f *frame.Frame, p *wire.Parsed) drop.Reason {
 	case start != p.L4: // the inner packet of a tunnel that the pod runs itself
 		ok = ok && start >= p.L4+wire.UDPLen && start >= p.Payload
 	case p.Proto == wire.ProtoTCP:
-		ok = ok && offset == tcpCsumOffset
+		ok = ok && offset == wire.TCPChecksumOffset
 	case p.Proto == wire.ProtoUDP:
-		ok = ok && offset == udpCsumOffset
+		ok = ok && offset == wire.UDPChecksumOffset
 	default:
 		ok = false
 	}

@@ -105,6 +105,7 @@ func TestParseFaults(t *testing.T) {
 		{"tiny first fragment", set("tcpv4", atIPv4+ipv4TotalLen, 0, 28, 0, 0, 0x20, 0), FaultShortL4},
 		{"UDP length 0", set("udpv4", l4v4+udpLength, 0, 0), FaultUDPLength},
 		{"UDP length 7", set("udpv4", l4v4+udpLength, 0, 7), FaultUDPLength},
+		{"UDP length 7 in a first fragment", set("udpv4", atIPv4+ipv4Fragment, 0x20, 0, 64, ProtoUDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2, 0, 7), FaultUDPLength},
 		{"UDP length beyond the packet", set("udpv4", l4v4+udpLength, 0, 16), FaultUDPLength},
 	}
 	seen := make(map[Fault]bool)
@@ -165,6 +166,17 @@ func TestParseTolerates(t *testing.T) {
 		c.want.Src, c.want.Dst, c.want.TTL, c.want.L3 = got.Src, got.Dst, got.TTL, EthernetLen
 		if got != c.want {
 			t.Errorf("%s: parsed %+v, want %+v", c.name, got, c.want)
+		}
+	}
+}
+
+// RFC 4861 section 4: router solicitation (133) to redirect (137).
+func TestParseND(t *testing.T) {
+	for icmpv6Type := range 256 {
+		var p Parsed
+		fault := Parse(set("icmpv6Echo", l4v6, byte(icmpv6Type)), false, &p)
+		if want := icmpv6Type >= 133 && icmpv6Type <= 137; fault != FaultNone || p.ND != want {
+			t.Errorf("type %d: fault %v, ND %t", icmpv6Type, fault, p.ND)
 		}
 	}
 }
