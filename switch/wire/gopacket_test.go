@@ -36,12 +36,16 @@ func TestGopacketRewritesOurs(t *testing.T) {
 			{"vxlan around ipv6", overIPv6(r, ProtoUDP, overVXLAN(r, overIPv6(r, ProtoTCP, randomTCP(r))))},
 		} {
 			name, frame := c.name, c.frame
-			if again := rewrite(t, frame); !bytes.Equal(again, frame) {
-				t.Fatalf("%s: we wrote\n% x, gopacket\n% x", name, frame, again)
-			}
 			var p Parsed
 			if fault := Parse(frame, false, &p); fault != FaultNone {
 				t.Fatalf("%s: fault %v in % x", name, fault, frame)
+			}
+			again := rewrite(t, frame)
+			if udp := UDP(again[p.L4:]); p.Proto == ProtoUDP && udp.Checksum() == 0 {
+				udp.SetChecksum(0xffff) // RFC 768; gopacket 1.1.19 forgets it
+			}
+			if !bytes.Equal(again, frame) {
+				t.Fatalf("%s: we wrote\n% x, gopacket\n% x", name, frame, again)
 			}
 			compare(t, frame, &p)
 		}

@@ -108,5 +108,5 @@ func (m ICMPv4) String() string {
 	if !m.IsValid() {
 		return invalid("icmpv4", m)
 	}
-	return fmt.Sprintf("icmpv4 type %d code %d rest 0x%08x len %d", m.Type(), m.Code(), m[icmpRest:ICMPv4Len], len(m))
+	return fmt.Sprintf("icmpv4 type %d code %d rest 0x%08x len %d", m.Type(), m.Code(), binary.BigEndian.Uint32(m[icmpRest:]), len(m))
 }

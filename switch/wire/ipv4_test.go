@@ -97,7 +97,7 @@ func TestIPv4ChecksumOK(t *testing.T) {
 			ip[1+r.IntN(ip.HeaderLen()-1)] ^= 1 << r.IntN(8)
 		}
 		if got, want := ip.ChecksumOK(), slowSum(ip[:ip.HeaderLen()], 0) == 0xffff; got != want {
-			t.Fatalf("ChecksumOK = %t, want %t: % x", got, want, ip[:ip.HeaderLen()])
+			t.Fatalf("ChecksumOK = %t, want %t: % x", got, want, []byte(ip[:ip.HeaderLen()]))
 		}
 	}
 }

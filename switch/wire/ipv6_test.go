@@ -48,11 +48,11 @@ func TestIPv6ClassAndFlow(t *testing.T) {
 	ip.SetFlowLabel(0xfffedcba)
 	ip.DecrementHopLimit()
 	if !bytes.Equal(ip[:4], unhex("6b9e dcba")) || ip.HopLimit() != 63 {
-		t.Errorf("% x", ip[:8])
+		t.Errorf("% x", []byte(ip[:8]))
 	}
 	ip.SetTrafficClass(0)
 	if !bytes.Equal(ip[:4], unhex("600e dcba")) {
-		t.Errorf("% x", ip[:4])
+		t.Errorf("% x", []byte(ip[:4]))
 	}
 }
 

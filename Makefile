@@ -1,0 +1,49 @@
+# Tapyard. `make demo` and `make test` do all the set-up on a fresh Debian machine with Go, as root.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+FUZZTIME ?= 4s
+FLAGS ?=
+
+.PHONY: help deps build check test fuzz demo bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+deps: ## install what build, tests and demo need and the machine lacks (a C compiler for `raw` and the race detector, iproute2)
+	@need=(); command -v cc >/dev/null || need+=(gcc libc6-dev); command -v ip >/dev/null || need+=(iproute2); \
+	if ((${#need[@]})); then echo "installing $${need[*]}"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$${need[@]}" >/dev/null; fi
+	@command -v go >/dev/null || { echo "Go is missing; install it from go.dev or Debian's backports"; exit 1; }
+
+build: ## bin/tapyard and bin/tapyard-cni
+	@mkdir -p bin
+	go build -trimpath -o bin/tapyard ./cmd/tapyard
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/tapyard-cni ./cmd/tapyard-cni
+
+check: build ## build, vet, architecture and short tests: a minute
+	go vet ./...
+	NETNS_REQUIRED=1 go test -short ./...
+
+test: deps build ## everything, as root: all tests, the race detector, a short fuzz of every parser
+	go vet ./...
+	NETNS_REQUIRED=1 go test -count=1 -timeout 8m ./...
+	NETNS_REQUIRED=1 go test -count=1 -short -race -timeout 8m ./...
+	@$(MAKE) --no-print-directory fuzz
+
+fuzz: ## each fuzz target for FUZZTIME (4s)
+	@for p in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "fuzz $$p $$f $(FUZZTIME)"; \
+	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p >/tmp/tapyard-fuzz.$$$$ 2>&1 || { cat /tmp/tapyard-fuzz.$$$$; rm -f /tmp/tapyard-fuzz.$$$$; exit 1; }; \
+	    rm -f /tmp/tapyard-fuzz.$$$$; \
+	  done; done
+
+demo: deps build ## three nodes on this machine, their pods' connectivity, speed and ledger, live; FLAGS="--underlay6 --workers 2"
+	bin/tapyard demo $(FLAGS)
+
+bench: deps build ## pps and tcp beside the C loop `raw`
+	bin/tapyard bench pps --peers raw
+	bin/tapyard bench tcp --peers raw
+
+clean: ## remove bin/
+	rm -rf bin

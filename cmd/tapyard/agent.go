@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"tapyard/cniplugin/podapi"
+	"tapyard/encap"
+	vswitch "tapyard/switch"
+	"tapyard/switch/attach"
+	"tapyard/switch/control"
+	"tapyard/switch/control/static"
+	"tapyard/switch/observe"
+	"tapyard/switch/port"
+)
+
+func agentCommand() *cobra.Command {
+	var path string
+	flags := defaults()
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the switch of this node",
+		Long: `Run the switch of this node until SIGTERM. It needs root (CAP_NET_ADMIN and CAP_NET_RAW), a
+configuration (` + defaultConfig + `, every key is also a flag) and, in mode routed, a peers file:
+
+  clusterCIDRs: [10.244.0.0/16, fd00:10:244::/48]
+  peers:
+  - {name: n2, underlay: 192.168.1.12, podSubnets: [10.244.2.0/24, "fd00:10:244:2::/64"]}
+
+The peers file is read again when it changes, and on SIGHUP; a wrong one is refused as a whole and the
+old state keeps forwarding. Pods stay attached when the agent stops; the next start finds them.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.Flags().StringVar(&path, "config", defaultConfig, "configuration file")
+	flags.bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := readConfig(path, cmd.Flags().Changed("config"))
+		if err != nil {
+			return err
+		}
+		// The flags are parsed a second time, over the file's values.
+		over := &cobra.Command{}
+		c.bind(over)
+		over.Flags().String("config", "", "")
+		if err := over.ParseFlags(os.Args[2:]); err != nil {
+			return err
+		}
+		if err := c.check(); err != nil {
+			return err
+		}
+		return runAgent(cmd.Context(), &c)
+	}
+	return cmd
+}
+
+// agent is a node's switch with everything around it.
+type agent struct {
+	cfg        *config
+	log        *slog.Logger
+	node       control.Node
+	sw         *vswitch.Switch
+	host       *attach.Host
+	vteps      *encap.VTEPTable
+	controller *control.Controller
+	pods       *attach.Manager
+	closers    []func() error
+}
+
+func runAgent(ctx context.Context, c *config) (err error) {
+	a := &agent{cfg: c, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel})).With("node", c.Name)}
+	// Workers run on locked threads and may be in the middle of a burst; the slow worker and the sockets
+	// must not wait for them.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), c.workers()+2))
+	defer func() { err = errors.Join(err, a.close()) }()
+	if err := a.start(ctx); err != nil {
+		return err
+	}
+	return a.serve(ctx)
+}
+
+// start brings up the switch with its links and the pods of the last run.
+func (a *agent) start(ctx context.Context) error {
+	for _, dir := range []string{a.cfg.RunDir, a.cfg.StateDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	mtu, err := a.overlayMTU()
+	if err != nil {
+		return err
+	}
+	a.node = a.cfg.node(mtu)
+	if a.sw, err = vswitch.New(vswitch.Config{Workers: a.cfg.workers(), Log: a.log}); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.stopSwitch)
+	network := vswitch.Network{VNI: a.cfg.VNI, RouterMAC: a.node.RouterMAC}
+	for _, p := range a.cfg.PodSubnets {
+		network.Gateways = append(network.Gateways, control.Gateway(p))
+		network.Locals = append(network.Locals, control.Local(p))
+	}
+	if err := a.sw.AddNetwork(network); err != nil {
+		return err
+	}
+	var links control.Links
+	if a.cfg.Mode == modeRouted {
+		if links, err = a.link(network); err != nil {
+			return err
+		}
+	}
+	a.controller = control.New(a.sw, a.node, links)
+	if a.cfg.Mode == modeRouted {
+		if err := a.loadPeers(); err != nil {
+			return err
+		}
+	}
+	return a.restorePods(ctx)
+}
+
+// overlayMTU is the configured MTU, or what the underlay leaves.
+func (a *agent) overlayMTU() (int, error) {
+	switch {
+	case a.cfg.MTU != 0:
+		return a.cfg.MTU, nil
+	case a.cfg.Mode == modeL2:
+		return 1500, nil // Ethernet's, IEEE 802.3
+	}
+	underlay, err := attach.MTUOf(a.cfg.Underlay[0])
+	if err != nil {
+		return 0, err
+	}
+	return underlay - a.cfg.overhead(), nil
+}
+
+// link attaches the host and the tunnel, and makes the gateway known to pods.
+func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
+	a.host, err = attach.OpenHost(attach.HostConfig{Subnets: a.cfg.PodSubnets, RouterMAC: a.node.RouterMAC, MTU: a.node.MTU})
+	if err != nil {
+		return links, err
+	}
+	a.closers = append(a.closers, a.host.TAP.Close)
+	a.vteps = new(encap.VTEPTable)
+	links.HostMAC, links.VTEPs = a.host.MAC, a.vteps
+	if links.Host, err = a.sw.Attach(a.host.TAP, vswitch.RoleHost, a.cfg.VNI); err != nil {
+		return links, err
+	}
+	tunnel, err := encap.Open(encap.Config{Name: "vxlan", Local: a.cfg.Underlay[0], Port: a.cfg.Port,
+		Workers: a.cfg.workers(), Peers: links.VTEPs})
+	if err != nil {
+		return links, err
+	}
+	a.closers = append(a.closers, tunnel.Close)
+	if links.Tunnel, err = a.sw.Attach(tunnel, vswitch.RoleTunnel, a.cfg.VNI); err != nil {
+		return links, err
+	}
+	own := append(append([]netip.Addr(nil), network.Gateways...), network.Locals...)
+	return links, a.sw.AddNeighbors(a.cfg.VNI, port.Local, a.node.RouterMAC, own)
+}
+
+// loadPeers applies the peers file; a node may start without one and wait for it.
+func (a *agent) loadPeers() error {
+	state, err := static.Load(a.cfg.PeersFile)
+	if errors.Is(err, os.ErrNotExist) {
+		a.log.Warn("no peers file yet: this node reaches its own pods only", "path", a.cfg.PeersFile)
+		return a.apply(control.State{})
+	}
+	if err != nil {
+		return err
+	}
+	if err := a.apply(state); err != nil {
+		return fmt.Errorf("peers file %s: %w", a.cfg.PeersFile, err)
+	}
+	return nil
+}
+
+func (a *agent) apply(s control.State) error {
+	if err := a.controller.Apply(s); err != nil {
+		return err
+	}
+	return a.host.SetRoutes(s.ClusterCIDRs)
+}
+
+func (a *agent) restorePods(ctx context.Context) (err error) {
+	a.pods, err = attach.Open(attach.Config{
+		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
+		MTU: func() int { return a.node.MTU }, L2: a.cfg.Mode == modeL2, Log: a.log,
+		Publish:  a.controller.AddPod,
+		Withdraw: a.controller.RemovePod,
+	})
+	if err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.pods.Close)
+	return a.pods.Restore(ctx)
+}
+
+// serve answers on the sockets, follows the peers file and waits for the end.
+func (a *agent) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var servers []func(context.Context) error
+	cni, err := listen(filepath.Join(a.cfg.RunDir, "cni.sock"))
+	if err != nil {
+		return err
+	}
+	admin, err := listen(filepath.Join(a.cfg.RunDir, "admin.sock"))
+	if err != nil {
+		cni.Close()
+		return err
+	}
+	servers = append(servers,
+		func(ctx context.Context) error { return (&podapi.Server{Handler: a.pods, Log: a.log}).Serve(ctx, cni) },
+		func(ctx context.Context) error { return a.source().Serve(ctx, admin) })
+	if a.cfg.Mode == modeRouted {
+		servers = append(servers, a.watchPeers)
+	}
+	ended := make(chan error, len(servers))
+	for _, s := range servers {
+		go func() {
+			err := s(ctx)
+			cancel(err)
+			ended <- err
+		}()
+	}
+	a.log.Info("ready", "mode", a.cfg.Mode, "workers", a.cfg.workers(), "mtu", a.node.MTU, "pods", len(a.pods.List()))
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	<-ctx.Done()
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	var errs []error
+	for range servers {
+		errs = append(errs, <-ended)
+	}
+	return errors.Join(errs...)
+}
+
+func (a *agent) watchPeers(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	static.Watch(ctx, a.cfg.PeersFile, hup, a.log, a.apply)
+	return nil
+}
+
+// listen replaces the socket that a predecessor left; that none is alive is known, because the TAPs and
+// the database are ours.
+func listen(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove old socket: %w", err)
+	}
+	old := syscall.Umask(0o177)
+	defer syscall.Umask(old)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func (a *agent) source() *observe.Source {
+	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.node, Config: a.cfg}
+	if a.host != nil {
+		s.HostMAC = a.host.MAC
+	}
+	return s
+}
+
+// stopSwitch ends the workers and holds the ledger to its word.
+func (a *agent) stopSwitch() error {
+	l, err := a.sw.Stop()
+	if err != nil {
+		return err
+	}
+	if err := l.Check(); err != nil {
+		return err
+	}
+	a.log.Info("stopped; the ledger balances", "rx", l.Rx.Frames, "tx", l.Tx.Frames, "drops", l.Drops.Frames)
+	return nil
+}
+
+// close closes in the order of start: the switch, which stops touching its ports, then the ports.
+func (a *agent) close() error {
+	var errs []error
+	for _, f := range a.closers {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}

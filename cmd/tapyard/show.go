@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tapyard/bench"
+	"tapyard/switch/observe"
+)
+
+// showOptions are the flags that all views share.
+type showOptions struct {
+	socket, node, output string
+	watch                bool
+}
+
+// view is one `show` subcommand: what it is called, and how people read it.
+type view struct {
+	name, short string
+	table       func(raw []byte, w io.Writer) error
+}
+
+var views = []view{
+	{"ports", "What is attached, with its counters: rx is into the switch, tx out of it",
+		tableOf("ID\tPORT\tKIND\tVNI\tADDRESSES\tMAC\tMTU\tWORKER\tRX FRAMES\tRX WIRE\tTX FRAMES\tTX WIRE\tDROPS\tKERNEL DROPS", func(p observe.Port) []any {
+			return []any{p.ID, p.Name, p.Kind, p.VNI, join(p.Addresses), p.MAC, p.MTU, p.Worker, p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops}
+		})},
+	{"fdb", "Which MAC is behind which port",
+		tableOf("VNI\tMAC\tPORT\tSTATIC", func(e observe.FDBEntry) []any { return []any{e.VNI, e.MAC, e.Port, e.Static} })},
+	{"neighbors", "Which addresses the switch answers ARP and neighbour solicitations for",
+		tableOf("VNI\tADDRESS\tMAC\tPORT", func(n observe.Neighbor) []any { return []any{n.VNI, n.Address, n.MAC, n.Port} })},
+	{"routes", "The routing table",
+		tableOf("VNI\tPREFIX\tNEXT HOP\tPORT\tPEER", func(r observe.Route) []any { return []any{r.VNI, r.Prefix, r.NextHop, r.Port, r.Peer} })},
+	{"peers", "The other nodes",
+		tableOf("PEER\tUNDERLAY\tPOD SUBNETS\tROUTER MAC", func(p observe.Peer) []any { return []any{p.Name, join(p.Underlay), join(p.PodSubnets), p.MAC} })},
+	{"drops", "What was dropped, where and why",
+		tableOf("PORT\tREASON\tFRAMES\tWIRE\tMEANING", func(d observe.Drop) []any { return []any{d.Port, d.Reason, d.Frames, d.WireFrames, d.Explain} })},
+	{"offloads", "Which offloads each port takes; the switch does the others in software",
+		tableOf("PORT\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
+			return []any{o.Port, o.Checksum, o.TSO4, o.TSO6, o.ECN, o.USO}
+		})},
+	{"config", "The configuration in force, defaults included", keyTable},
+}
+
+func showCommand() *cobra.Command {
+	opts := &showOptions{}
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "Look into a running agent",
+		Long: `Look into a running agent: a table for people, or JSON with -o json. --watch repeats it every second.
+The agent is the one of this machine, one whose admin socket --socket names, or a lab node by --node.`,
+	}
+	f := cmd.PersistentFlags()
+	f.StringVar(&opts.socket, "socket", filepath.Join(defaults().RunDir, "admin.sock"), "the agent's admin socket")
+	f.StringVar(&opts.node, "node", "", "a node of the lab instead, such as n1")
+	f.StringVarP(&opts.output, "output", "o", "", "json, instead of a table")
+	f.BoolVar(&opts.watch, "watch", false, "repeat every second until interrupted")
+	for _, v := range views {
+		cmd.AddCommand(&cobra.Command{Use: v.name, Short: v.short, Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return opts.run(cmd.Context(), v, cmd.OutOrStdout()) }})
+	}
+	return cmd
+}
+
+func (o *showOptions) run(ctx context.Context, v view, w io.Writer) error {
+	if o.output != "" && o.output != "json" {
+		return fmt.Errorf("output %q: leave it out for a table, or use json", o.output)
+	}
+	client := observe.Client{Socket: o.socket}
+	if o.node != "" {
+		socket, err := bench.LabAdminSocket(o.node)
+		if err != nil {
+			return err
+		}
+		client.Socket = socket
+	}
+	for {
+		var out bytes.Buffer
+		if err := o.render(ctx, client, v, &out); err != nil {
+			return err
+		}
+		if !o.watch {
+			_, err := out.WriteTo(w)
+			return err
+		}
+		if f, ok := w.(*os.File); ok && isTerminal(f) {
+			fmt.Fprint(w, "\x1b[H\x1b[2J") // home, clear
+		}
+		if _, err := out.WriteTo(w); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+func (o *showOptions) render(ctx context.Context, c observe.Client, v view, w io.Writer) error {
+	raw, err := c.Raw(ctx, v.name)
+	if err != nil {
+		return err
+	}
+	if o.output != "json" {
+		return v.table(raw, w)
+	}
+	var indented bytes.Buffer
+	if err := json.Indent(&indented, raw, "", "  "); err != nil {
+		return fmt.Errorf("answer of %s: %w", c.Socket, err)
+	}
+	_, err = indented.WriteTo(w)
+	return err
+}
+
+// tableOf returns a renderer with one row per element of the answer.
+func tableOf[T any](header string, row func(T) []any) func([]byte, io.Writer) error {
+	return func(raw []byte, w io.Writer) error {
+		var elements []T
+		if err := json.Unmarshal(raw, &elements); err != nil {
+			return err
+		}
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, header)
+		for _, e := range elements {
+			cells := row(e)
+			text := make([]string, len(cells))
+			for i, cell := range cells {
+				text[i] = fmt.Sprint(cell)
+			}
+			fmt.Fprintln(t, strings.Join(text, "\t"))
+		}
+		return t.Flush()
+	}
+}
+
+// keyTable renders an object with one row per key.
+func keyTable(raw []byte, w io.Writer) error {
+	var object map[string]any
+	if err := json.Unmarshal(raw, &object); err != nil {
+		return err
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "KEY\tVALUE")
+	for _, key := range slices.Sorted(maps.Keys(object)) {
+		fmt.Fprintf(t, "%s\t%v\n", key, object[key])
+	}
+	return t.Flush()
+}
+
+func join[T any](values []T) string {
+	text := make([]string, len(values))
+	for i, v := range values {
+		text[i] = fmt.Sprint(v)
+	}
+	return strings.Join(text, ",")
+}

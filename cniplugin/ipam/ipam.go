@@ -1,0 +1,140 @@
+// Package ipam hands out the addresses of one pod subnet. It is pure and in memory: the caller keeps the
+// records, and claims their addresses again after a restart. Allocation is next-fit, so that an address
+// comes back only after all others had their turn: a peer's stale neighbour entry or connection then finds
+// nobody instead of the wrong pod. Memory grows with the addresses in use, not with the subnet.
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"sync"
+)
+
+// ErrExhausted is wrapped by Allocate's error when every address of the subnet is in use.
+var ErrExhausted = errors.New("no address is free")
+
+// reserved counts the addresses at the bottom of a subnet that no pod gets: the network itself (in IPv6
+// the subnet-router anycast address, RFC 4291 section 2.6.1), the gateway and the switch.
+const reserved = 3
+
+// Pool is one subnet. All methods may be called from any goroutine.
+type Pool struct {
+	subnet      netip.Prefix
+	first, last netip.Addr // what pods may get, inclusive
+	size        uint64     // how many those are, at most math.MaxUint64
+
+	mu     sync.Mutex
+	owners map[netip.Addr]string
+	addrs  map[string]netip.Addr
+	prev   netip.Addr // the search begins behind it
+}
+
+// New makes a pool of an IPv4 subnet of /29 or shorter, or an IPv6 one of /126 or shorter. The prefix must
+// have no host bits.
+func New(subnet netip.Prefix) (*Pool, error) {
+	if !subnet.IsValid() || subnet.Addr().Is4In6() {
+		return nil, fmt.Errorf("pod subnet %v: want a prefix such as 10.244.1.0/24 or fd00:10:244:1::/64", subnet)
+	}
+	if masked := subnet.Masked(); masked != subnet {
+		return nil, fmt.Errorf("pod subnet %v has host bits; did you mean %v?", subnet, masked)
+	}
+	first := subnet.Addr()
+	for range reserved {
+		first = first.Next()
+	}
+	last, excluded := lastOf(subnet), uint64(reserved)
+	if subnet.Addr().Is4() {
+		last = last.Prev() // the broadcast address
+		excluded++
+	}
+	if !first.IsValid() || !subnet.Contains(first) || last.Less(first) {
+		return nil, fmt.Errorf("pod subnet %v has no address for a pod: use /29 or shorter for IPv4, /126 or shorter for IPv6", subnet)
+	}
+	return &Pool{
+		subnet: subnet, first: first, last: last, size: count(subnet) - excluded,
+		owners: map[netip.Addr]string{}, addrs: map[string]netip.Addr{}, prev: last,
+	}, nil
+}
+
+// lastOf returns the highest address of a prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// count returns the number of addresses in a prefix; 2^64 and above become the highest number there is.
+func count(p netip.Prefix) uint64 {
+	hostBits := p.Addr().BitLen() - p.Bits()
+	if hostBits >= 64 {
+		return math.MaxUint64
+	}
+	return 1 << hostBits
+}
+
+// Subnet returns the prefix that the pool was made of.
+func (p *Pool) Subnet() netip.Prefix { return p.subnet }
+
+// Gateway returns the pods' next hop: the subnet's first address behind the network's own.
+func (p *Pool) Gateway() netip.Addr { return p.subnet.Addr().Next() }
+
+// Allocate gives the owner an address that is free, with the subnet's length. An owner has at most one.
+func (p *Pool) Allocate(owner string) (netip.Prefix, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if a, ok := p.addrs[owner]; ok {
+		return netip.Prefix{}, fmt.Errorf("allocate in %v: %s has %v already; release it first", p.subnet, owner, a)
+	}
+	if uint64(len(p.owners)) >= p.size {
+		return netip.Prefix{}, fmt.Errorf("allocate in %v: %w, all %d are used; delete pods, or give the node a larger subnet ('podSubnets')",
+			p.subnet, ErrExhausted, p.size)
+	}
+	a := p.after(p.prev)
+	for p.owners[a] != "" {
+		a = p.after(a)
+	}
+	p.give(a, owner)
+	return netip.PrefixFrom(a, p.subnet.Bits()), nil
+}
+
+// Claim gives the owner this very address, as a record says that it had. Claims in the order in which the
+// records were made let the next Allocate go on where the last one stopped.
+func (p *Pool) Claim(a netip.Addr, owner string) error {
+	if a.Less(p.first) || p.last.Less(a) || a.BitLen() != p.first.BitLen() || a.Zone() != "" {
+		return fmt.Errorf("claim %v for %s: it is not one of pod subnet %v, whose pods have %v to %v", a, owner, p.subnet, p.first, p.last)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if holder := p.owners[a]; holder != "" && holder != owner {
+		return fmt.Errorf("claim %v for %s: %s has it", a, owner, holder)
+	}
+	if has, ok := p.addrs[owner]; ok && has != a {
+		return fmt.Errorf("claim %v for %s: it has %v already", a, owner, has)
+	}
+	p.give(a, owner)
+	return nil
+}
+
+// Release takes the owner's address back; an owner that has none is no error.
+func (p *Pool) Release(owner string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.owners, p.addrs[owner])
+	delete(p.addrs, owner)
+}
+
+func (p *Pool) give(a netip.Addr, owner string) {
+	p.owners[a], p.addrs[owner], p.prev = owner, a, a
+}
+
+func (p *Pool) after(a netip.Addr) netip.Addr {
+	if a == p.last {
+		return p.first
+	}
+	return a.Next()
+}

@@ -1,0 +1,66 @@
+package encap
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Read recvmmsg(2) and sendmmsg(2) first.
+
+// mmsghdr is struct mmsghdr of sys/socket.h; Go pads it as C does.
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32 // of the datagram, set by the kernel
+}
+
+// RawSyscall below: the sockets never block, and telling Go's scheduler costs a tenth of a small call.
+
+// recvmmsg receives up to len(msgs) datagrams that are there.
+func recvmmsg(fd int, msgs []mmsghdr) (int, unix.Errno) { return mmsg(unix.SYS_RECVMMSG, fd, msgs) }
+
+// sendmmsg sends messages from the first on and returns how many were sent, or why the first wasn't.
+func sendmmsg(fd int, msgs []mmsghdr) (int, unix.Errno) { return mmsg(unix.SYS_SENDMMSG, fd, msgs) }
+
+func mmsg(call uintptr, fd int, msgs []mmsghdr) (int, unix.Errno) {
+	for {
+		n, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), 0, 0, 0)
+		if errno != unix.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+// setBuffer makes v describe b.
+func setBuffer(v *unix.Iovec, b []byte) {
+	v.Base = unsafe.SliceData(b)
+	v.SetLen(len(b))
+}
+
+// sockaddr holds struct sockaddr_in or sockaddr_in6 of netinet/in.h: the family in the machine's byte
+// order, the port in network order, then the address, which in sockaddr_in6 comes behind a flow label.
+type sockaddr [unix.SizeofSockaddrInet6]byte
+
+// encode sets all of a and returns the length of the structure for the family.
+func (a *sockaddr) encode(to netip.AddrPort) (length uint32) {
+	*a = sockaddr{}
+	binary.BigEndian.PutUint16(a[2:], to.Port())
+	if to.Addr().Is4() {
+		binary.NativeEndian.PutUint16(a[0:], unix.AF_INET)
+		*(*[4]byte)(a[4:]) = to.Addr().As4()
+		return unix.SizeofSockaddrInet4
+	}
+	binary.NativeEndian.PutUint16(a[0:], unix.AF_INET6)
+	*(*[16]byte)(a[8:]) = to.Addr().As16()
+	return unix.SizeofSockaddrInet6
+}
+
+// addr returns the address.
+func (a *sockaddr) addr() netip.Addr {
+	if binary.NativeEndian.Uint16(a[0:]) == unix.AF_INET {
+		return netip.AddrFrom4([4]byte(a[4:]))
+	}
+	return netip.AddrFrom16([16]byte(a[8:]))
+}

@@ -1,0 +1,166 @@
+package encap
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Read ip(7), ipv6(7), udp(7) and socket(7) first.
+
+// Source ports lie between the end of Linux's default range of ephemeral ports (60999) and the end of the
+// range that RFC 7348 section 5 recommends (49152 to 65535), so that nobody else picks one by accident.
+const firstSourcePort, lastSourcePort = 61000, 65535
+
+// lanes is the number of source sockets of a worker, hence of outer 4-tuples towards one peer, which the
+// peer's receive queues and the underlay's parallel paths hash: enough to reach all of a few of them,
+// while 5 workers × 16 take 80 of the 4,536 ports.
+const lanes = 16
+
+// socketBuffer is what a socket may hold, in bytes. The kernel doubles it and charges about 2.3 KiB for a
+// datagram of 1,500 bytes, so 4 MiB is 3,600 datagrams: 4 ms of 10 Gb/s in which a receiving worker may
+// be away, or all segments of a burst of 64 super-frames (64 × 44 = 2,816) that the underlay holds back.
+const socketBuffer = 4 << 20
+
+// option is a socket option with the name that an error shows.
+type option struct {
+	text               string
+	level, name, value int
+}
+
+// The buffers are forced: net.core.rmem_max and wmem_max, 208 KiB by default, are meant for programs
+// without privileges.
+var (
+	bigReceiveBuffer = option{"SO_RCVBUFFORCE", unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer}
+	bigSendBuffer    = option{"SO_SNDBUFFORCE", unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer}
+	// Nobody reads what strangers send to a source port; the kernel makes of 0 its minimum, 2.3 KiB.
+	noReceiveBuffer = option{"SO_RCVBUF", unix.SOL_SOCKET, unix.SO_RCVBUF, 0}
+	shareAddress    = option{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}
+)
+
+// sourceOptions make the kernel set DF, or over IPv6 not fragment, and compare with the device's MTU alone
+// (RFC 7348 section 4.3: a VTEP must not fragment). PROBE instead of DO: anybody can forge the ICMP
+// message that would shrink a path MTU. Over IPv6, a peer with an IPv4 address is an error, not a datagram
+// from another address than the bound one.
+func sourceOptions(local netip.Addr) []option {
+	options := []option{bigSendBuffer, noReceiveBuffer}
+	if local.Is4() {
+		return append(options, option{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE})
+	}
+	return append(options,
+		option{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
+		option{"IPV6_DONTFRAG", unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1},
+		option{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1})
+}
+
+// listen binds n sockets to one address, among which the kernel spreads flows. The first is bound alone
+// and shared afterwards: with SO_REUSEPORT from the start, the kernel would let it share the port with
+// another process of the same user, silently, each getting a part of the flows. After an error some may
+// be open.
+func listen(local netip.AddrPort, n int) (fds []int, err error) {
+	fd, err := openUDP(local, bigReceiveBuffer)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("UDP port %d at %v is taken by %s; stop that, or choose another port on all nodes: %w",
+			local.Port(), local.Addr(), holderOf(local), err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if fds = []int{fd}; n == 1 {
+		return fds, nil
+	}
+	if err = setOptions(fd, shareAddress); err != nil {
+		return fds, err
+	}
+	for len(fds) < n {
+		if fd, err = openUDP(local, bigReceiveBuffer, shareAddress); err != nil {
+			return fds, err
+		}
+		fds = append(fds, fd)
+	}
+	return fds, nil
+}
+
+// openSources opens n sockets to send from, on the first source ports that are free. After an error some
+// may be open.
+func openSources(local netip.Addr, n int) (fds []int, err error) {
+	options := sourceOptions(local)
+	for p := firstSourcePort; len(fds) < n; p++ {
+		if p > lastSourcePort {
+			return fds, fmt.Errorf("only %d of %d source ports are free among UDP ports %d to %d at %v; 'ss -uanp' shows who has them",
+				len(fds), n, firstSourcePort, lastSourcePort, local)
+		}
+		fd, err := openUDP(netip.AddrPortFrom(local, uint16(p)), options...)
+		if errors.Is(err, unix.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return fds, err
+		}
+		fds = append(fds, fd)
+	}
+	return fds, nil
+}
+
+// openUDP returns a non-blocking socket with the options, bound to local.
+func openUDP(local netip.AddrPort, options ...option) (int, error) {
+	family := unix.AF_INET6
+	if local.Addr().Is4() {
+		family = unix.AF_INET
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open UDP socket: %w", err)
+	}
+	if err = setOptions(fd, options...); err == nil {
+		err = bind(fd, local)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func setOptions(fd int, options ...option) error {
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return fmt.Errorf("set socket option %s to %d (have we CAP_NET_ADMIN?): %w", o.text, o.value, err)
+		}
+	}
+	return nil
+}
+
+func bind(fd int, local netip.AddrPort) error {
+	var sa unix.Sockaddr
+	if a := local.Addr(); a.Is4() {
+		sa = &unix.SockaddrInet4{Addr: a.As4(), Port: int(local.Port())}
+	} else {
+		sa = &unix.SockaddrInet6{Addr: a.As16(), Port: int(local.Port())}
+	}
+	err := unix.Bind(fd, sa)
+	if err == unix.EADDRNOTAVAIL {
+		return fmt.Errorf("bind to UDP %v: this node hasn't that address ('ip address' lists them; over IPv6 it may still be tentative): %w", local, err)
+	}
+	if err != nil {
+		return fmt.Errorf("bind to UDP %v: %w", local, err)
+	}
+	return nil
+}
+
+// socketDrops returns how many datagrams found the socket's receive buffer full. The kernel counts in 32
+// bits.
+func socketDrops(fd int) (uint64, error) {
+	const drops = 8 // SK_MEMINFO_DROPS of linux/sock_diag.h, the last of 9
+	var info [drops + 1]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("read SO_MEMINFO: %w", errno)
+	}
+	return uint64(info[drops]), nil
+}

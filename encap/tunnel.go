@@ -1,0 +1,166 @@
+// Package encap carries frames to other nodes. A Tunnel is a port.Port that wraps frames in VXLAN over UDP
+// (RFC 7348) and unwraps what arrives, interoperable with the kernel's vxlan device and Open vSwitch; a
+// VTEPTable says which nodes are at the far end. Which peer a frame goes to or came from, and in which VNI,
+// travels beside it in frame.Meta.
+package encap
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// DefaultPort is VXLAN's UDP port (RFC 7348 section 5).
+const DefaultPort = 4789
+
+// Config says where a Tunnel ends on this node.
+type Config struct {
+	Name    string     // the Port's name, for operators
+	Local   netip.Addr // underlay address of this node, whose family is the Tunnel's
+	Port    uint16     // UDP port, the peers' too; 0 is DefaultPort
+	Workers int        // receive queues; the slow worker, number Workers, sends too
+	Peers   *VTEPTable // shared with whoever keeps it up to date
+}
+
+// Tunnel is a Port that reaches all peers of the underlay address's family.
+//
+// Outgoing datagrams have DF set and a UDP checksum: RFC 7348 section 5 says that it SHOULD be zero over
+// IPv4, but receivers merge only datagrams that have one. One flow keeps one outer source port.
+type Tunnel struct {
+	cfg Config
+	rx  []port.RxQueue
+	tx  []*txQueue // by worker
+
+	lastError atomic.Uint64 // index of the peer in the upper half, errno in the lower; 0 is none
+
+	mu  sync.Mutex // Close against KernelDrops, which observers call
+	fds []int      // the receive sockets, as many as rx, then the source sockets; guarded by mu
+}
+
+var (
+	_ port.Port    = (*Tunnel)(nil)
+	_ port.Dropper = (*Tunnel)(nil)
+)
+
+// Open opens the Tunnel's sockets in the calling thread's network namespace. When the UDP port is taken,
+// the error says by whom and wraps unix.EADDRINUSE.
+func Open(cfg Config) (*Tunnel, error) {
+	if cfg.Port == 0 {
+		cfg.Port = DefaultPort
+	}
+	cfg.Local = cfg.Local.Unmap()
+	t := &Tunnel{cfg: cfg}
+	if err := t.open(); err != nil {
+		t.Close()
+		return nil, fmt.Errorf("open tunnel %s: %w", cfg.Name, err)
+	}
+	return t, nil
+}
+
+func (t *Tunnel) open() error {
+	if err := checkUnderlay(t.cfg.Local); err != nil {
+		return err
+	}
+	if t.cfg.Workers < 1 || t.cfg.Peers == nil {
+		return fmt.Errorf("%d workers, peers %p: want at least one worker and a VTEPTable", t.cfg.Workers, t.cfg.Peers)
+	}
+	var err error
+	if t.fds, err = listen(t.local(), t.cfg.Workers); err != nil {
+		return err
+	}
+	for _, fd := range t.fds {
+		t.rx = append(t.rx, newRxQueue(fd, t.cfg.Peers))
+	}
+	sources, err := openSources(t.cfg.Local, (t.cfg.Workers+1)*lanes)
+	t.fds = append(t.fds, sources...)
+	if err != nil {
+		return err
+	}
+	for worker := range t.cfg.Workers + 1 {
+		t.tx = append(t.tx, newTxQueue(t, [lanes]int(sources[worker*lanes:])))
+	}
+	return nil
+}
+
+func (t *Tunnel) local() netip.AddrPort { return netip.AddrPortFrom(t.cfg.Local, t.cfg.Port) }
+
+// Name implements port.Port.
+func (t *Tunnel) Name() string { return t.cfg.Name }
+
+// Kind implements port.Port.
+func (t *Tunnel) Kind() string { return "vxlan" }
+
+// Caps implements port.Port: super-frames are cut and checksums completed while they are gathered.
+func (t *Tunnel) Caps() port.Caps { return port.CapsAll }
+
+// Rx implements port.Port. The kernel chooses the queue by the outer addresses and ports, so a flow stays
+// on one.
+func (t *Tunnel) Rx() []port.RxQueue { return t.rx }
+
+// Tx implements port.Port, for workers 0 to Config.Workers; the last is the slow worker.
+func (t *Tunnel) Tx(worker int, st *port.Stats) port.TxQueue {
+	q := t.tx[worker]
+	q.st = st
+	return q
+}
+
+// LastError returns why the kernel last refused a frame (counted as drop.TxError), naming the peer, or nil.
+// It may be called from any goroutine.
+func (t *Tunnel) LastError() error {
+	v := t.lastError.Load()
+	if v == 0 {
+		return nil
+	}
+	index, errno := uint32(v>>32), unix.Errno(uint32(v))
+	if p := t.cfg.Peers.Lookup(index); p != nil {
+		return fmt.Errorf("send from %v to peer %s at %v: %w", t.cfg.Local, p.Name, p.Underlay, errno)
+	}
+	return fmt.Errorf("send from %v to a peer that is gone since: %w", t.cfg.Local, errno)
+}
+
+// KernelDrops implements port.Dropper: datagrams that found a receive socket's buffer full.
+func (t *Tunnel) KernelDrops() (uint64, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.fds == nil {
+		return 0, fmt.Errorf("tunnel %s: %w", t.cfg.Name, unix.EBADF)
+	}
+	var sum uint64
+	for _, fd := range t.fds[:len(t.rx)] {
+		n, err := socketDrops(fd)
+		if err != nil {
+			return 0, fmt.Errorf("tunnel %s: %w", t.cfg.Name, err)
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// Close implements port.Port.
+func (t *Tunnel) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var errs []error
+	for _, fd := range t.fds {
+		errs = append(errs, unix.Close(fd))
+	}
+	t.fds = nil
+	return errors.Join(errs...)
+}
+
+// Overhead returns the bytes that the Tunnel puts around a pod's packet: the inner Ethernet header, VXLAN,
+// UDP and the outer IP header. 50 over IPv4, 70 over IPv6.
+func Overhead(ipv4 bool) int {
+	ip := wire.IPv6Len
+	if ipv4 {
+		ip = wire.IPv4MinLen
+	}
+	return wire.EthernetLen + wire.VXLANLen + wire.UDPLen + ip
+}

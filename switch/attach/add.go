@@ -1,0 +1,229 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tapyard/cniplugin/ipam"
+	"tapyard/cniplugin/podapi"
+	"tapyard/switch/port"
+)
+
+// Add attaches a pod. It is one transaction: on return everything is done and durable, or an error says
+// which step failed and all is as before. The context is asked before each step. Errors wrap a
+// *podapi.Error where the runtime should see a particular code.
+func (m *Manager) Add(ctx context.Context, req Request) (Attachment, error) {
+	a, err := m.describe(req)
+	if err != nil {
+		return Attachment{}, err
+	}
+	defer m.locks.lock(a.Key())()
+	t := &addition{m: m, a: a, fd: req.NetnsFD}
+	defer t.close()
+	if err := t.run(ctx); err != nil {
+		t.unwind()
+		return Attachment{}, fmt.Errorf("attach %s: %w", a.Key(), err)
+	}
+	m.cfg.Log.Info("pod attached", "port", t.a.Name, "attachment", t.a.Key(), "addresses", t.a.Addresses, "mac", t.a.MAC.String())
+	return t.a, nil
+}
+
+// addition is one Add on its way. Each effect pushes what takes it back.
+type addition struct {
+	m    *Manager
+	a    Attachment
+	fd   int
+	tmp  string // the device's name until it is renamed
+	tap  *port.TAP
+	pod  *pod
+	undo []func() error
+}
+
+func (t *addition) run(ctx context.Context) error {
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"reserve the name", t.reserve},
+		{"look into the pod", t.inspect},
+		{"allocate addresses", t.allocate},
+		{"create the device", t.create},
+		{"attach to the device", t.open},
+		{"set up the device", t.dress},
+		{"move the device", t.move},
+		{"configure the pod", t.configure},
+		{"write the record", t.record},
+		{"publish", t.publish},
+	} {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("before the step '%s': %w", step.name, errors.Join(podapi.Errorf(podapi.CodeTryAgain, "interrupted"), err))
+		}
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	return nil
+}
+
+func (t *addition) onUndo(f func() error) { t.undo = append(t.undo, f) }
+
+func (t *addition) unwind() {
+	for _, f := range slices.Backward(t.undo) {
+		if err := f(); err != nil {
+			t.m.cfg.Log.Error("undo of a failed ADD", "attachment", t.a.Key(), "err", err)
+		}
+	}
+}
+
+func (t *addition) close() {
+	if t.pod != nil {
+		t.pod.Close()
+	}
+}
+
+// reserve makes the key and the port's name ours. A pod's name is not unique while a new sandbox is made
+// before the old one is deleted.
+func (t *addition) reserve() error {
+	m, key := t.m, t.a.Key()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e, ok := m.entries[key]; ok {
+		return podapi.Errorf(podapi.CodeEnvironment, "CNI_CONTAINERID and CNI_IFNAME: this attachment exists since %s; the runtime must send DEL first",
+			e.a.Created.Format("2006-01-02T15:04:05Z07:00"))
+	}
+	for _, e := range m.entries {
+		if e.a.Name == t.a.Name {
+			t.a.Name += "@" + t.a.ContainerID
+			break
+		}
+	}
+	m.entries[key] = &entry{a: t.a}
+	t.onUndo(func() error { m.forget(key); return nil })
+	return nil
+}
+
+func (t *addition) inspect() (err error) {
+	if t.pod, err = openPod(t.fd); err != nil {
+		return err
+	}
+	_, err = t.pod.LinkByName(t.a.IfName)
+	if err == nil {
+		return podapi.Errorf(podapi.CodeEnvironment, "CNI_IFNAME: an interface %s exists in %s already", t.a.IfName, t.a.NetnsPath)
+	}
+	if !isNoLink(err) {
+		return fmt.Errorf("look for %s: %w", t.a.IfName, err)
+	}
+	return nil
+}
+
+func (t *addition) allocate() error {
+	key := t.a.Key()
+	t.onUndo(func() error { t.m.release(key); return nil })
+	for _, p := range t.m.pools {
+		addr, err := p.Allocate(key)
+		if errors.Is(err, ipam.ErrExhausted) {
+			return errors.Join(&podapi.Error{Code: podapi.CodeTryAgain, Msg: "try again later"}, err)
+		}
+		if err != nil {
+			return err
+		}
+		t.a.Addresses = append(t.a.Addresses, addr)
+		t.a.Gateways = append(t.a.Gateways, p.Gateway())
+	}
+	return nil
+}
+
+// create makes the device in the agent's namespace: a descriptor opened in the pod's would keep that
+// namespace alive when the pod is gone.
+func (t *addition) create() error {
+	t.tmp = fmt.Sprintf("%s%06x", t.m.prefix, t.m.serial.Add(1)&0xffffff)
+	if err := port.CreateTAP(t.tmp); err != nil {
+		return err
+	}
+	t.onUndo(t.discard)
+	return nil
+}
+
+// discard takes the device back, wherever it is by now.
+func (t *addition) discard() error {
+	if t.tap != nil {
+		return t.tap.Remove()
+	}
+	link, err := netlink.LinkByName(t.tmp)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkDel(link)
+}
+
+func (t *addition) open() (err error) {
+	t.tap, err = port.OpenTAP(port.TAPConfig{Device: t.tmp, PortName: t.a.Name, NetnsPath: t.a.NetnsPath})
+	return err
+}
+
+// dress sets what stays with the device when it moves. The alias comes first, because it is how a kill's
+// leftover is known as ours.
+func (t *addition) dress() error {
+	link, err := netlink.LinkByName(t.tmp)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetAlias(link, alias(t.a.Key())); err != nil {
+		return fmt.Errorf("set the alias: %w", err)
+	}
+	if err := netlink.LinkSetHardwareAddr(link, net.HardwareAddr(t.a.MAC[:])); err != nil {
+		return fmt.Errorf("set MAC %s: %w", t.a.MAC, err)
+	}
+	if err := netlink.LinkSetMTU(link, t.a.MTU); err != nil {
+		return fmt.Errorf("set MTU %d: %w", t.a.MTU, err)
+	}
+	if err := netlink.LinkSetTxQLen(link, txQueueLen); err != nil {
+		return fmt.Errorf("set txqueuelen %d: %w", txQueueLen, err)
+	}
+	return nil
+}
+
+func (t *addition) move() error {
+	link, err := netlink.LinkByName(t.tmp)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetNsFd(link, t.fd); err != nil {
+		return fmt.Errorf("into %s: %w", t.a.NetnsPath, err)
+	}
+	return nil
+}
+
+func (t *addition) configure() error {
+	link, err := t.pod.LinkByName(t.tmp) // its index may have changed with the move
+	if err != nil {
+		return err
+	}
+	if err := t.pod.LinkSetName(link, t.a.IfName); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			err = podapi.Errorf(podapi.CodeEnvironment, "CNI_IFNAME: an interface of that name appeared meanwhile")
+		}
+		return fmt.Errorf("rename to %s: %w", t.a.IfName, err)
+	}
+	link.Attrs().Name = t.a.IfName
+	return t.pod.configure(link, t.a)
+}
+
+func (t *addition) record() error {
+	key := t.a.Key()
+	t.onUndo(func() error { return t.m.store.delete(key) })
+	return t.m.store.put(t.a)
+}
+
+func (t *addition) publish() error {
+	t.m.mu.Lock()
+	t.m.entries[t.a.Key()].a = t.a
+	t.m.mu.Unlock()
+	return t.m.publish(t.a, t.tap)
+}

@@ -1,0 +1,290 @@
+// Package attach connects pods to the switch and takes them off it: an address from the pool, a TAP device
+// in the pod's namespace, and a durable record, so that the device is found again when the agent comes
+// back. It is the agent's side of the CNI plugin (package podapi). What the switch does with an attachment
+// is behind two callbacks.
+//
+// The order of every change is such that a kill at any point leaves something that the runtime's DEL or the
+// next start completes: an attachment is recorded before it is published and answered, and its record goes
+// after its device.
+package attach
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tapyard/cniplugin/ipam"
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// Attachment is one pod interface, as recorded. Its slices are not to be changed.
+type Attachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+	// Name is the port's, unique on the node: "namespace/pod" as the runtime says, or the first 12
+	// characters of the container's id; "/ifname" follows unless that is eth0.
+	Name      string         `json:"name"`
+	NetnsPath string         `json:"netnsPath"`
+	NetnsDev  uint64         `json:"netnsDev"` // device and inode tell the namespace from a later one at that path
+	NetnsIno  uint64         `json:"netnsIno"`
+	BootID    string         `json:"bootID"` // of the kernel; inodes begin anew with each boot
+	MAC       wire.MAC       `json:"mac"`
+	Addresses []netip.Prefix `json:"addresses"` // with their subnets' lengths; none in L2 mode
+	Gateways  []netip.Addr   `json:"gateways"`  // one per address
+	MTU       int            `json:"mtu"`       // bytes, without the Ethernet header
+	VNI       uint32         `json:"vni"`
+	Created   time.Time      `json:"created"`
+}
+
+// Key identifies an attachment as the CNI specification does: "containerID/ifName".
+func (a Attachment) Key() string { return a.ContainerID + "/" + a.IfName }
+
+// Addrs returns the addresses without their subnets' lengths.
+func (a Attachment) Addrs() []netip.Addr {
+	var out []netip.Addr
+	for _, p := range a.Addresses {
+		out = append(out, p.Addr())
+	}
+	return out
+}
+
+// alias marks an attachment's device, so that nobody else's is ever removed.
+func alias(key string) string { return "tapyard:" + key }
+
+// Config says how pods are attached.
+type Config struct {
+	StateDir string         // holds tapyard.db
+	Subnets  []netip.Prefix // at most one per address family; none in L2 mode
+	VNI      uint32
+	MTU      func() int // of a new pod, in bytes
+	L2       bool       // pods get a device without addresses and routes
+	Log      *slog.Logger
+	// Publish makes the switch serve the attachment. The TAP stays the Manager's: neither callback closes
+	// it. An error means that nothing was published.
+	Publish func(Attachment, *port.TAP) error
+	// Withdraw takes the attachment out of the switch and returns when no worker can touch its TAP any more.
+	Withdraw func(context.Context, Attachment) error
+}
+
+// Manager attaches and detaches. Its methods may be called from any goroutine, Restore before the others
+// and Close after them.
+type Manager struct {
+	cfg    Config
+	bootID string
+	prefix string // of temporary device names in the agent's namespace; our own among agents that share it
+	serial atomic.Uint32
+	pools  []*ipam.Pool
+	store  *store
+	locks  keyLocks
+
+	mu      sync.Mutex
+	entries map[string]*entry // by Key
+}
+
+// entry is an attachment that exists or is being made.
+type entry struct {
+	a    Attachment
+	tap  *port.TAP // nil unless the attachment is published
+	fail error     // why its addresses could not be claimed
+}
+
+// lockWait is how long Open waits for the database, which a killed predecessor holds until it is reaped.
+const lockWait = 2 * time.Second
+
+// Open opens the database, which excludes a second agent on the same state, and claims the recorded
+// addresses. No pod is touched before Restore.
+func Open(cfg Config) (*Manager, error) {
+	m := &Manager{cfg: cfg, entries: map[string]*entry{}, prefix: tmpPrefix(cfg.StateDir)}
+	if err := m.makePools(); err != nil {
+		return nil, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read the kernel's boot id: %w", err)
+	}
+	m.bootID = strings.TrimSpace(string(boot))
+	if m.store, err = openStore(filepath.Join(cfg.StateDir, "tapyard.db"), lockWait); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(m.load(), removeTemporary(m.prefix)); err != nil {
+		return nil, errors.Join(err, m.store.close())
+	}
+	return m, nil
+}
+
+// tmpPrefix is short enough for a serial number in IFNAMSIZ.
+func tmpPrefix(stateDir string) string {
+	sum := sha256.Sum256([]byte(stateDir))
+	return "tytmp" + hex.EncodeToString(sum[:2])
+}
+
+func (m *Manager) makePools() error {
+	if m.cfg.L2 != (len(m.cfg.Subnets) == 0) {
+		return fmt.Errorf("pod subnets %v: routed mode needs at least one, L2 mode none ('podSubnets', 'mode')", m.cfg.Subnets)
+	}
+	for _, s := range m.cfg.Subnets {
+		p, err := ipam.New(s)
+		if err != nil {
+			return err
+		}
+		if same := m.pool(p.Gateway()); same != nil {
+			return fmt.Errorf("pod subnets %v and %v are of one address family; a node has one of each", same.Subnet(), s)
+		}
+		m.pools = append(m.pools, p)
+	}
+	return nil
+}
+
+// pool returns the pool of the address's family, or nil.
+func (m *Manager) pool(a netip.Addr) *ipam.Pool {
+	for _, p := range m.pools {
+		if p.Gateway().Is4() == a.Is4() {
+			return p
+		}
+	}
+	return nil
+}
+
+// load reads the records, oldest first, as ipam wants its claims.
+func (m *Manager) load() error {
+	records, unreadable, err := m.store.load()
+	if err != nil {
+		return err
+	}
+	for _, err := range unreadable {
+		m.cfg.Log.Error("this pod stays cut off until it is created anew", "err", err)
+	}
+	for _, a := range records {
+		m.entries[a.Key()] = &entry{a: a, fail: m.claim(a)}
+	}
+	return nil
+}
+
+func (m *Manager) claim(a Attachment) error {
+	for _, addr := range a.Addresses {
+		p := m.pool(addr.Addr())
+		if p == nil || p.Subnet().Bits() != addr.Bits() {
+			return fmt.Errorf("its address %v is in none of the pod subnets %v: create the pod anew, or set 'podSubnets' back", addr, m.cfg.Subnets)
+		}
+		if err := p.Claim(addr.Addr(), a.Key()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manager) release(key string) {
+	for _, p := range m.pools {
+		p.Release(key)
+	}
+}
+
+// List returns the published attachments, oldest first.
+func (m *Manager) List() []Attachment {
+	var out []Attachment
+	for _, e := range m.snapshot() {
+		if e.tap != nil {
+			out = append(out, e.a)
+		}
+	}
+	return out
+}
+
+// snapshot copies the entries, oldest first.
+func (m *Manager) snapshot() []entry {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]entry, 0, len(m.entries))
+	for _, e := range m.entries {
+		out = append(out, *e)
+	}
+	slices.SortFunc(out, func(x, y entry) int { return x.a.Created.Compare(y.a.Created) })
+	return out
+}
+
+// get returns a copy of an entry.
+func (m *Manager) get(key string) (entry, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.entries[key]
+	if !ok {
+		return entry{}, false
+	}
+	return *e, true
+}
+
+func (m *Manager) forget(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.entries, key)
+}
+
+// publish hands the attachment to the switch.
+func (m *Manager) publish(a Attachment, tap *port.TAP) error {
+	if err := m.cfg.Publish(a, tap); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.entries[a.Key()].tap = tap
+	return nil
+}
+
+// Close detaches from the devices, which stay with their addresses for the next Restore, and closes the
+// database. No worker may touch a TAP any more.
+func (m *Manager) Close() error {
+	var errs []error
+	for _, e := range m.snapshot() {
+		if e.tap != nil {
+			errs = append(errs, e.tap.Close())
+		}
+	}
+	return errors.Join(append(errs, m.store.close())...)
+}
+
+// keyLocks holds one mutex per attachment that somebody works on.
+type keyLocks struct {
+	mu    sync.Mutex
+	byKey map[string]*keyLock
+}
+
+type keyLock struct {
+	sync.Mutex
+	users int // under keyLocks.mu
+}
+
+// lock returns the unlock function.
+func (l *keyLocks) lock(key string) func() {
+	l.mu.Lock()
+	if l.byKey == nil {
+		l.byKey = map[string]*keyLock{}
+	}
+	k := l.byKey[key]
+	if k == nil {
+		k = &keyLock{}
+		l.byKey[key] = k
+	}
+	k.users++
+	l.mu.Unlock()
+	k.Lock()
+	return func() {
+		k.Unlock()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if k.users--; k.users == 0 {
+			delete(l.byKey, key)
+		}
+	}
+}

@@ -1,0 +1,65 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"tapyard/cniplugin/podapi"
+)
+
+// Handle is the podapi.Handler of a Manager: it serves ADD and DEL.
+func (m *Manager) Handle(ctx context.Context, req *podapi.Request, netns int) (json.RawMessage, error) {
+	r := Request{ContainerID: req.ContainerID, IfName: req.IfName, NetnsPath: req.Netns, NetnsFD: netns, Args: req.Args}
+	switch req.Command {
+	case "ADD":
+		return m.handleAdd(ctx, r, req.Stdin)
+	case "DEL":
+		return nil, m.Del(ctx, r)
+	}
+	return nil, podapi.Errorf(podapi.CodeEnvironment, "unsupported CNI_COMMAND %q: this agent has ADD and DEL", req.Command)
+}
+
+func (m *Manager) handleAdd(ctx context.Context, r Request, stdin []byte) (json.RawMessage, error) {
+	var conf struct {
+		CNIVersion string `json:"cniVersion"`
+	}
+	if err := json.Unmarshal(stdin, &conf); err != nil {
+		return nil, podapi.Errorf(podapi.CodeDecode, "decode the network configuration: %v", err)
+	}
+	// Before anything is done, since a result that can't be told would undo it all.
+	if _, err := Result(Attachment{}, conf.CNIVersion); err != nil {
+		return nil, err
+	}
+	a, err := m.Add(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return Result(a, conf.CNIVersion)
+}
+
+// Result returns what ADD prints, in the form of that version of the CNI specification.
+func Result(a Attachment, cniVersion string) (json.RawMessage, error) {
+	dev := &types100.Interface{Name: a.IfName, Mac: a.MAC.String(), Sandbox: a.NetnsPath}
+	if cniVersion == types100.ImplementedSpecVersion {
+		dev.Mtu = a.MTU // 1.1.0 has introduced the key
+	}
+	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Interfaces: []*types100.Interface{dev}}
+	for i, addr := range a.Addresses {
+		gw := a.Gateways[i].AsSlice()
+		r.IPs = append(r.IPs, &types100.IPConfig{Interface: types100.Int(0), Address: *ipNet(addr), Gateway: gw})
+		r.Routes = append(r.Routes, &types.Route{Dst: *ipNet(defaultOf(a.Gateways[i])), GW: gw})
+	}
+	versioned, err := r.GetAsVersion(cniVersion)
+	if err != nil {
+		return nil, podapi.Errorf(podapi.CodeVersion, "cniVersion %q: %v", cniVersion, err)
+	}
+	out, err := json.Marshal(versioned)
+	if err != nil {
+		return nil, fmt.Errorf("encode the result: %w", err)
+	}
+	return out, nil
+}

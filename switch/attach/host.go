@@ -1,0 +1,183 @@
+package attach
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// HostDevice is the TAP through which the node itself reaches pods.
+const HostDevice = "tapyard0"
+
+// HostConfig says what the host's side of the switch looks like.
+type HostConfig struct {
+	Subnets   []netip.Prefix // the node's pod subnets: the host has the first address of each
+	RouterMAC wire.MAC       // the switch's, which the host sends everything to
+	MTU       int
+}
+
+// Host is the node's own attachment: a TAP in the agent's network namespace that holds the gateway
+// addresses, and the cluster's routes through it.
+type Host struct {
+	TAP *port.TAP
+	MAC wire.MAC
+
+	cfg  HostConfig
+	link netlink.Link
+}
+
+// OpenHost makes tapyard0 or takes over the one that is there, with its addresses.
+func OpenHost(cfg HostConfig) (*Host, error) {
+	h := &Host{cfg: cfg}
+	if _, err := netlink.LinkByName(HostDevice); errors.As(err, &netlink.LinkNotFoundError{}) {
+		if err := port.CreateTAP(HostDevice); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if h.link, err = netlink.LinkByName(HostDevice); err != nil {
+		return nil, fmt.Errorf("host device %s: %w", HostDevice, err)
+	}
+	if h.TAP, err = port.OpenTAP(port.TAPConfig{Device: HostDevice, PortName: HostDevice, PortKind: "host"}); err != nil {
+		return nil, err
+	}
+	if err := h.setUp(); err != nil {
+		return nil, errors.Join(fmt.Errorf("host device %s: %w", HostDevice, err), h.TAP.Close())
+	}
+	return h, nil
+}
+
+// hostMAC differs from the router MAC in the first byte's local pattern, so that the host takes nothing
+// from itself for the switch's.
+func hostMAC(router wire.MAC) wire.MAC {
+	sum := sha256.Sum256(append([]byte(HostDevice), router[:]...))
+	return wire.MAC{0x06, sum[0], sum[1], sum[2], sum[3], sum[4]}
+}
+
+func (h *Host) setUp() error {
+	h.MAC = hostMAC(h.cfg.RouterMAC)
+	steps := []func() error{
+		func() error { return netlink.LinkSetHardwareAddr(h.link, net.HardwareAddr(h.MAC[:])) },
+		func() error { return netlink.LinkSetMTU(h.link, h.cfg.MTU) },
+		func() error { return netlink.LinkSetTxQLen(h.link, txQueueLen) },
+		func() error { return netlink.LinkSetUp(h.link) },
+		h.setAddresses,
+		h.setNeighbors,
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Host) setAddresses() error {
+	for _, subnet := range h.cfg.Subnets {
+		gateway := subnet.Masked().Addr().Next()
+		addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(gateway, gateway.BitLen())), Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrReplace(h.link, addr); err != nil {
+			return fmt.Errorf("address %s: %w", gateway, err)
+		}
+	}
+	return nil
+}
+
+// setNeighbors makes .2 and ::2 the switch for good: the host never asks for it.
+func (h *Host) setNeighbors() error {
+	for _, subnet := range h.cfg.Subnets {
+		local := subnet.Masked().Addr().Next().Next()
+		n := &netlink.Neigh{LinkIndex: h.link.Attrs().Index, State: netlink.NUD_PERMANENT,
+			IP: local.AsSlice(), HardwareAddr: h.cfg.RouterMAC[:]}
+		if err := netlink.NeighSet(n); err != nil {
+			return fmt.Errorf("neighbor %s: %w", local, err)
+		}
+	}
+	return nil
+}
+
+// SetRoutes makes the host's routes through tapyard0 exactly those to the cluster CIDRs, in the families
+// of the node's pod subnets.
+func (h *Host) SetRoutes(cidrs []netip.Prefix) error {
+	want := map[netip.Prefix]bool{}
+	for _, cidr := range cidrs {
+		if err := h.addRoute(cidr); err != nil {
+			return fmt.Errorf("route to %s through %s: %w", cidr, HostDevice, err)
+		}
+		want[cidr] = true
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		if err := h.dropRoutes(family, want); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addRoute routes via the switch's own address, with the gateway's as source: RFC 1122 would have the host
+// choose the address of the interface that it thinks nearest.
+func (h *Host) addRoute(cidr netip.Prefix) error {
+	for _, subnet := range h.cfg.Subnets {
+		gateway := subnet.Masked().Addr().Next()
+		if gateway.Is4() == cidr.Addr().Is4() {
+			return netlink.RouteReplace(&netlink.Route{
+				LinkIndex: h.link.Attrs().Index, Dst: ipNet(cidr), Gw: gateway.Next().AsSlice(), Src: gateway.AsSlice(),
+				Flags: int(netlink.FLAG_ONLINK), MTU: h.cfg.MTU, Protocol: unix.RTPROT_STATIC,
+			})
+		}
+	}
+	return nil // a family that this node has no pods in
+}
+
+func (h *Host) dropRoutes(family int, want map[netip.Prefix]bool) error {
+	routes, err := netlink.RouteList(h.link, family)
+	if err != nil {
+		return fmt.Errorf("routes of %s: %w", HostDevice, err)
+	}
+	for _, r := range routes {
+		if r.Protocol != unix.RTPROT_STATIC || r.Gw == nil || want[prefixOf(r.Dst)] {
+			continue
+		}
+		if err := netlink.RouteDel(&r); err != nil {
+			return fmt.Errorf("delete route to %s through %s: %w", r.Dst, HostDevice, err)
+		}
+	}
+	return nil
+}
+
+// MTUOf returns the MTU of the interface that has the address.
+func MTUOf(a netip.Addr) (int, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return 0, fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, l := range links {
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return 0, fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
+		}
+		for _, have := range addrs {
+			if have.IP.Equal(a.AsSlice()) {
+				return l.Attrs().MTU, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("underlay address %s is on no interface of this node; 'ip address' lists what is there, or set mtu", a)
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), bits)
+}

@@ -1,0 +1,161 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// txQueueLen is how many frames a device holds for us. A full ring drops silently, and 1,000 frames are
+// 1 ms of the fastest pod.
+const txQueueLen = 1000
+
+// pod is a pod's network namespace, reached by netlink. Close it: its socket keeps the namespace alive.
+type pod struct {
+	*netlink.Handle
+	fd int // the caller's
+}
+
+func openPod(fd int) (*pod, error) {
+	p := &pod{fd: fd}
+	err := inNetns(fd, func() (err error) {
+		p.Handle, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reach the pod's namespace: %w", err)
+	}
+	return p, nil
+}
+
+func isNoLink(err error) bool {
+	var none netlink.LinkNotFoundError
+	return errors.As(err, &none)
+}
+
+// ours finds the attachment's device by its alias, because a kill may have left it with its temporary name.
+// The error wraps errGone if there is none.
+func (p *pod) ours(key string) (link netlink.Link, err error) {
+	for range 3 { // a change in the pod interrupts the kernel's answer
+		if link, err = p.LinkByAlias(alias(key)); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if isNoLink(err) {
+		return nil, fmt.Errorf("device with alias %s %w", alias(key), errGone)
+	}
+	return link, err
+}
+
+// remove deletes the attachment's device, if it is there.
+func (p *pod) remove(key string) error {
+	link, err := p.ours(key)
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	if err == nil {
+		err = p.LinkDel(link)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove the pod's device: %w", err)
+	}
+	return nil
+}
+
+// configure gives the device addresses and routes and raises it. What is there already stays: at a
+// restart all of it, and in a pod with several interfaces the default route of the first one.
+func (p *pod) configure(link netlink.Link, a Attachment) error {
+	if err := p.addAddresses(link, a.Addresses); err != nil {
+		return err
+	}
+	lo, err := p.LinkByName("lo")
+	if err == nil {
+		err = p.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("raise lo: %w", err)
+	}
+	if err := p.LinkSetUp(link); err != nil {
+		return fmt.Errorf("raise %s: %w", a.IfName, err)
+	}
+	for _, gw := range a.Gateways {
+		if err := p.RouteAdd(defaultRoute(link, gw)); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add the default route via %v: %w", gw, err)
+		}
+	}
+	return nil
+}
+
+func (p *pod) addAddresses(link netlink.Link, addrs []netip.Prefix) error {
+	for _, addr := range addrs {
+		na := &netlink.Addr{IPNet: ipNet(addr)}
+		if addr.Addr().Is6() {
+			na.Flags = unix.IFA_F_NODAD // unique by allocation, and usable at once
+			if err := p.enableIPv6(link); err != nil {
+				return err
+			}
+		}
+		if err := p.AddrAdd(link, na); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add address %v: %w", addr, err)
+		}
+	}
+	return nil
+}
+
+// enableIPv6 undoes what some runtimes write into a new namespace, and has the kernel make the link-local
+// address out of the MAC, since the switch's source guard expects that one.
+func (p *pod) enableIPv6(link netlink.Link) error {
+	file := "/proc/sys/net/ipv6/conf/" + link.Attrs().Name + "/disable_ipv6"
+	err := inNetns(p.fd, func() error {
+		value, err := os.ReadFile(file)
+		if err == nil && strings.TrimSpace(string(value)) != "0" {
+			err = os.WriteFile(file, []byte("0"), 0)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("enable IPv6 in the pod (does the kernel have it?): %w", err)
+	}
+	if err := p.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_EUI64); err != nil {
+		return fmt.Errorf("set addr_gen_mode eui64: %w", err)
+	}
+	return nil
+}
+
+func defaultRoute(link netlink.Link, gw netip.Addr) *netlink.Route {
+	return &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(defaultOf(gw)), Gw: gw.AsSlice()}
+}
+
+// defaultOf returns 0.0.0.0/0 or ::/0.
+func defaultOf(a netip.Addr) netip.Prefix {
+	p, _ := a.Prefix(0)
+	return p
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// removeTemporary deletes the devices that a kill left in the agent's namespace.
+func removeTemporary(prefix string) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	for _, link := range links {
+		if !strings.HasPrefix(link.Attrs().Name, prefix) {
+			continue
+		}
+		if err := netlink.LinkDel(link); err != nil {
+			return fmt.Errorf("remove the leftover device %s: %w", link.Attrs().Name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,75 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tapyard/switch/port"
+)
+
+// Restore publishes the recorded attachments again. Those whose pod is gone are forgotten. One that can't be
+// restored is logged and stays recorded for its DEL.
+func (m *Manager) Restore(ctx context.Context) error {
+	start := time.Now()
+	var restored, gone, failed int
+	for _, e := range m.snapshot() {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("restore attachments: %w", err)
+		}
+		err := m.restore(e)
+		switch {
+		case err == nil:
+			restored++
+		case errors.Is(err, errGone):
+			gone++
+			m.cfg.Log.Info("forget a pod that went while the agent was down", "port", e.a.Name, "attachment", e.a.Key(), "why", err)
+			if err := m.drop(e.a.Key()); err != nil {
+				return fmt.Errorf("forget %s: %w", e.a.Key(), err)
+			}
+		default:
+			failed++
+			m.cfg.Log.Error("pod not restored; it stays cut off until it is created anew or the agent restarts", "port", e.a.Name, "attachment", e.a.Key(), "err", err)
+		}
+	}
+	m.cfg.Log.Info("attachments restored", "restored", restored, "gone", gone, "failed", failed, "took", time.Since(start))
+	return nil
+}
+
+func (m *Manager) restore(e entry) error {
+	fd, err := m.openRecorded(e.a)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	p, err := openPod(fd)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	link, err := p.ours(e.a.Key())
+	if err != nil {
+		return err
+	}
+	if e.fail != nil {
+		return e.fail
+	}
+	var tap *port.TAP
+	if err := inNetns(fd, func() (err error) {
+		tap, err = port.OpenTAP(port.TAPConfig{Device: link.Attrs().Name, PortName: e.a.Name, NetnsPath: e.a.NetnsPath})
+		return err
+	}); err != nil {
+		return err
+	}
+	err = p.configure(link, e.a)
+	if err == nil {
+		err = m.publish(e.a, tap)
+	}
+	if err != nil {
+		return errors.Join(err, tap.Close()) // the device stays
+	}
+	return nil
+}

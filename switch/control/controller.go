@@ -1,0 +1,227 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"tapyard/encap"
+	vswitch "tapyard/switch"
+	"tapyard/switch/attach"
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// Links are the ports that routes lead to besides those of pods.
+type Links struct {
+	Host    port.ID
+	HostMAC wire.MAC // tapyard0's own
+	Tunnel  port.ID
+	VTEPs   *encap.VTEPTable
+}
+
+// Controller keeps the switch's tables in step with the State and with the pods of this node.
+type Controller struct {
+	sw    *vswitch.Switch
+	node  Node
+	links Links
+
+	mu     sync.Mutex
+	state  State
+	routes map[netip.Prefix]vswitch.Adjacency // from the state
+	ports  map[podKey]port.ID
+}
+
+// New returns a controller for a node; l2 nodes have no links and no state.
+func New(sw *vswitch.Switch, node Node, links Links) *Controller {
+	return &Controller{sw: sw, node: node, links: links,
+		routes: map[netip.Prefix]vswitch.Adjacency{}, ports: map[podKey]port.ID{}}
+}
+
+// Apply validates the state and brings the switch to it, or changes nothing and says what is wrong. Peers
+// are known before the routes to them, and forgotten after.
+func (c *Controller) Apply(s State) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := s.Validate(&c.node); err != nil {
+		return err
+	}
+	peers, keep := c.vteps(s), c.vteps(c.state)
+	if err := c.links.VTEPs.Set(union(peers, keep)); err != nil {
+		return err
+	}
+	routes := c.compile(s)
+	if err := c.sw.UpdateRoutes(c.node.VNI, diff(c.routes, routes)); err != nil {
+		return err
+	}
+	c.state, c.routes = s, routes
+	return c.links.VTEPs.Set(peers)
+}
+
+// State returns what was applied last.
+func (c *Controller) State() State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
+}
+
+func (c *Controller) vteps(s State) []encap.Peer {
+	var peers []encap.Peer
+	for i := range s.Peers {
+		p := &s.Peers[i]
+		if vtep, ok := p.VTEP(c.node.Underlay[0]); ok && p.Name != c.node.Name {
+			peers = append(peers, encap.Peer{Name: p.Name, Underlay: vtep, MAC: p.RouterMAC()})
+		}
+	}
+	return peers
+}
+
+// union returns a and those of b that a doesn't have; of two peers with one address a's stays.
+func union(a, b []encap.Peer) []encap.Peer {
+	all := slices.Clone(a)
+	for _, p := range b {
+		if !slices.ContainsFunc(a, func(q encap.Peer) bool { return q.Underlay == p.Underlay || q.Name == p.Name }) {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// nowhere are destinations that no router forwards to: RFC 1812 section 5.3.7, RFC 4291 section 2.5.6.
+var nowhere = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("240.0.0.0/4"),
+	netip.MustParsePrefix("::/128"), netip.MustParsePrefix("::1/128"),
+	netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
+}
+
+// compile returns the node's routes except those to its pods: ARCHITECTURE's network model, line "FIB".
+func (c *Controller) compile(s State) map[netip.Prefix]vswitch.Adjacency {
+	n := &c.node
+	host := vswitch.Adjacency{Kind: vswitch.AdjForward, MTU: uint16(n.MTU), DstMAC: c.links.HostMAC,
+		SrcMAC: n.RouterMAC, Dest: port.Dest{Port: c.links.Host}}
+	own := host
+	own.Own = true
+	routes := map[netip.Prefix]vswitch.Adjacency{}
+	for _, p := range nowhere {
+		routes[p] = vswitch.Adjacency{Kind: vswitch.AdjNoRoute}
+	}
+	routes[netip.MustParsePrefix("0.0.0.0/0")], routes[netip.MustParsePrefix("::/0")] = host, host
+	for _, p := range s.ClusterCIDRs {
+		routes[p] = vswitch.Adjacency{Kind: vswitch.AdjNoRoute}
+	}
+	for i := range s.Peers {
+		c.compilePeer(routes, &s.Peers[i])
+	}
+	for _, a := range n.Underlay {
+		routes[single(a)] = own
+	}
+	for _, p := range n.PodSubnets {
+		routes[p] = vswitch.Adjacency{Kind: vswitch.AdjNoNeighbor}
+		routes[single(Gateway(p))] = own
+		routes[single(Local(p))] = vswitch.Adjacency{Kind: vswitch.AdjLocal}
+	}
+	return routes
+}
+
+func (c *Controller) compilePeer(routes map[netip.Prefix]vswitch.Adjacency, p *Peer) {
+	if p.Name == c.node.Name {
+		return
+	}
+	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, Tunnel: true, MTU: uint16(c.node.MTU),
+		DstMAC: p.RouterMAC(), SrcMAC: c.node.RouterMAC,
+		Dest: port.Dest{Port: c.links.Tunnel, Peer: c.links.VTEPs.LookupName(p.Name).Index}}
+	for _, prefix := range p.PodSubnets {
+		routes[prefix] = adj
+	}
+	for _, a := range p.Underlay {
+		routes[single(a)] = adj
+	}
+}
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// diff returns the changes that lead from one set of routes to another.
+func diff(from, to map[netip.Prefix]vswitch.Adjacency) []vswitch.RouteChange {
+	var changes []vswitch.RouteChange
+	for prefix, adj := range to {
+		if old, same := from[prefix]; !same || old != adj {
+			changes = append(changes, vswitch.RouteChange{Prefix: prefix, Adjacency: &adj})
+		}
+	}
+	for prefix := range maps.Keys(from) {
+		if _, stays := to[prefix]; !stays {
+			changes = append(changes, vswitch.RouteChange{Prefix: prefix})
+		}
+	}
+	return changes
+}
+
+// AddPod connects a pod: its port, then its MAC and addresses, then the routes to it.
+func (c *Controller) AddPod(a attach.Attachment, tap *port.TAP) (err error) {
+	id, err := c.sw.Attach(tap, vswitch.RoleAccess, a.VNI)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.detach(context.Background(), id))
+		}
+	}()
+	addrs := a.Addrs()
+	if err := c.sw.AddStation(a.VNI, id, a.MAC, addrs); err != nil {
+		return fmt.Errorf("pod %s: %w", a.Name, err)
+	}
+	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, MTU: uint16(a.MTU), DstMAC: a.MAC,
+		SrcMAC: c.node.RouterMAC, Dest: port.Dest{Port: id}}
+	if err := c.sw.UpdateRoutes(a.VNI, hostRoutes(addrs, &adj)); err != nil {
+		return fmt.Errorf("pod %s: %w", a.Name, err)
+	}
+	c.mu.Lock()
+	c.ports[keyOf(a)] = id
+	c.mu.Unlock()
+	return nil
+}
+
+// RemovePod disconnects a pod. When it returns, no worker touches its port any more.
+func (c *Controller) RemovePod(ctx context.Context, a attach.Attachment) error {
+	c.mu.Lock()
+	id, known := c.ports[keyOf(a)]
+	delete(c.ports, keyOf(a))
+	c.mu.Unlock()
+	if !known {
+		return nil
+	}
+	if err := c.sw.UpdateRoutes(a.VNI, hostRoutes(a.Addrs(), nil)); err != nil {
+		return fmt.Errorf("pod %s: %w", a.Name, err)
+	}
+	return c.detach(ctx, id)
+}
+
+func hostRoutes(addrs []netip.Addr, adj *vswitch.Adjacency) []vswitch.RouteChange {
+	var changes []vswitch.RouteChange
+	for _, a := range addrs {
+		changes = append(changes, vswitch.RouteChange{Prefix: single(a), Adjacency: adj})
+	}
+	return changes
+}
+
+// detachTimeout is for a worker that never passes a quiescent point, which would be a bug: a burst takes
+// microseconds.
+const detachTimeout = 5 * time.Second
+
+func (c *Controller) detach(ctx context.Context, id port.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
+	defer cancel()
+	return c.sw.Detach(ctx, id)
+}
+
+// podKey identifies an attachment as the CNI specification does.
+type podKey struct{ container, ifName string }
+
+func keyOf(a attach.Attachment) podKey { return podKey{a.ContainerID, a.IfName} }

@@ -1,0 +1,144 @@
+// Package control compiles what the control plane wants, a State, into the switch's tables, and puts pods
+// into them as they come and go.
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"tapyard/switch/wire"
+)
+
+// State is what a source (a file, gossip, Kubernetes) says about the cluster.
+type State struct {
+	ClusterCIDRs []netip.Prefix // all pods of the cluster; what in them is nobody's subnet is unreachable
+	Peers        []Peer         // the other nodes; this node's own entry is ignored
+}
+
+// Peer is another node that runs a switch.
+type Peer struct {
+	Name       string
+	Underlay   []netip.Addr // the first one of the tunnels' family ends the tunnel
+	PodSubnets []netip.Prefix
+	MAC        wire.MAC // router MAC; zero means the one derived from the name
+}
+
+// RouterMAC returns the MAC that frames into the tunnel are addressed to.
+func (p *Peer) RouterMAC() wire.MAC {
+	if p.MAC.IsZero() {
+		return wire.RouterMAC(p.Name)
+	}
+	return p.MAC
+}
+
+// VTEP returns the peer's address in the family of local.
+func (p *Peer) VTEP(local netip.Addr) (netip.Addr, bool) {
+	for _, a := range p.Underlay {
+		if a.Is4() == local.Is4() {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// Node is this node, from its configuration.
+type Node struct {
+	Name       string
+	VNI        uint32
+	PodSubnets []netip.Prefix
+	Underlay   []netip.Addr // the first one is the tunnels' end
+	RouterMAC  wire.MAC
+	MTU        int // of the overlay
+}
+
+// Gateway returns the first address of a pod subnet (.1, ::1), which the host has.
+func Gateway(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Next() }
+
+// Local returns the second one (.2, ::2), which is the switch's own.
+func Local(subnet netip.Prefix) netip.Addr { return Gateway(subnet).Next() }
+
+// claim is an address range with its owner's name, for messages that name both sides.
+type claim struct {
+	owner  string
+	prefix netip.Prefix
+}
+
+// Validate checks the state as a whole, as this node sees it. The error lists everything that is wrong.
+func (s *State) Validate(n *Node) error {
+	var errs []error
+	names := map[string]bool{}
+	vteps := map[netip.Addr]string{n.Underlay[0]: n.Name}
+	subnets := []claim{}
+	for _, prefix := range n.PodSubnets {
+		subnets = append(subnets, claim{n.Name + " (this node)", prefix})
+	}
+	for _, cidr := range s.ClusterCIDRs {
+		if cidr != cidr.Masked() {
+			errs = append(errs, fmt.Errorf("clusterCIDRs: %s has host bits set; write %s", cidr, cidr.Masked()))
+		}
+	}
+	for i := range s.Peers {
+		p := &s.Peers[i]
+		if p.Name == "" {
+			errs = append(errs, fmt.Errorf("peers[%d]: it has no name", i))
+			continue
+		}
+		if names[p.Name] {
+			errs = append(errs, fmt.Errorf("peer %s: the name occurs twice; names identify nodes", p.Name))
+		}
+		names[p.Name] = true
+		if p.Name == n.Name {
+			continue
+		}
+		errs = append(errs, p.validate(n, vteps))
+		for _, prefix := range p.PodSubnets {
+			errs = append(errs, s.validateSubnet(claim{p.Name, prefix}, subnets))
+			subnets = append(subnets, claim{p.Name, prefix})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Peer) validate(n *Node, vteps map[netip.Addr]string) error {
+	local := n.Underlay[0]
+	vtep, ok := p.VTEP(local)
+	if !ok {
+		return fmt.Errorf("peer %s: no underlay address of the tunnels' family (this node's is %s)", p.Name, local)
+	}
+	if !vtep.IsGlobalUnicast() {
+		return fmt.Errorf("peer %s: underlay %s is no unicast address of a node", p.Name, vtep)
+	}
+	if other, dup := vteps[vtep]; dup {
+		return fmt.Errorf("peer %s: underlay %s is that of %s already", p.Name, vtep, other)
+	}
+	vteps[vtep] = p.Name
+	if p.MAC.IsMulticast() {
+		return fmt.Errorf("peer %s: mac %s is a group address", p.Name, p.MAC)
+	}
+	return nil
+}
+
+func (s *State) validateSubnet(c claim, others []claim) error {
+	if c.prefix != c.prefix.Masked() {
+		return fmt.Errorf("peer %s: podSubnets: %s has host bits set; write %s", c.owner, c.prefix, c.prefix.Masked())
+	}
+	if !s.inCluster(c.prefix) {
+		return fmt.Errorf("peer %s: podSubnets: %s lies outside of clusterCIDRs %v", c.owner, c.prefix, s.ClusterCIDRs)
+	}
+	for _, o := range others {
+		if o.prefix.Overlaps(c.prefix) {
+			return fmt.Errorf("peer %s: podSubnets: %s overlaps %s of %s", c.owner, c.prefix, o.prefix, o.owner)
+		}
+	}
+	return nil
+}
+
+func (s *State) inCluster(p netip.Prefix) bool {
+	for _, c := range s.ClusterCIDRs {
+		if c.Bits() <= p.Bits() && c.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
+}

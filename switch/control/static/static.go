@@ -1,0 +1,140 @@
+// Package static is the source of State that reads a file, peers.yaml, and watches it for changes.
+package static
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"tapyard/switch/control"
+	"tapyard/switch/wire"
+)
+
+// file is peers.yaml.
+type file struct {
+	ClusterCIDRs []netip.Prefix `yaml:"clusterCIDRs"`
+	Peers        []peer         `yaml:"peers"`
+}
+
+type peer struct {
+	Name       string         `yaml:"name"`
+	Underlay   addresses      `yaml:"underlay"`
+	PodSubnets []netip.Prefix `yaml:"podSubnets"`
+	MAC        wire.MAC       `yaml:"mac"`
+}
+
+// addresses is one address or a list.
+type addresses []netip.Addr
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (a *addresses) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind == yaml.ScalarNode {
+		*a = make(addresses, 1)
+		return n.Decode(&(*a)[0])
+	}
+	return n.Decode((*[]netip.Addr)(a))
+}
+
+// Parse reads the contents of a peers.yaml. Unknown keys are errors: a misspelt one would be ignored
+// until traffic fails.
+func Parse(b []byte) (control.State, error) {
+	var f file
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec.KnownFields(true)
+	if err := dec.Decode(&f); err != nil && !errors.Is(err, io.EOF) {
+		return control.State{}, err
+	}
+	s := control.State{ClusterCIDRs: f.ClusterCIDRs}
+	for _, p := range f.Peers {
+		s.Peers = append(s.Peers, control.Peer{Name: p.Name, Underlay: p.Underlay, PodSubnets: p.PodSubnets, MAC: p.MAC})
+	}
+	return s, nil
+}
+
+// Load reads a peers.yaml.
+func Load(path string) (control.State, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return control.State{}, fmt.Errorf("peers file: %w", err)
+	}
+	s, err := Parse(b)
+	if err != nil {
+		return control.State{}, fmt.Errorf("peers file %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// pollInterval is how soon a change is noticed. Polling one stat a second costs nothing that shows, and
+// unlike a watch it sees through the symbolic links that Kubernetes swaps under a mounted ConfigMap.
+const pollInterval = time.Second
+
+// Watch calls apply with each new content of the file until ctx ends. A file that can't be read or
+// parsed, or that apply refuses, is reported once, and what was applied before stays in force. now, if it
+// receives, has the file read at once.
+func Watch(ctx context.Context, path string, now <-chan os.Signal, log *slog.Logger, apply func(control.State) error) {
+	w := watcher{path: path, log: log, apply: apply}
+	w.last, _ = os.ReadFile(path)
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-now:
+			w.last, w.stat = nil, nil
+		}
+		w.poll()
+	}
+}
+
+type watcher struct {
+	path  string
+	log   *slog.Logger
+	apply func(control.State) error
+	stat  os.FileInfo
+	last  []byte
+	lost  bool
+}
+
+func (w *watcher) poll() {
+	stat, err := os.Stat(w.path)
+	if err != nil {
+		if !w.lost {
+			w.log.Error("peers file is gone; the last good state stays in force", "path", w.path, "error", err)
+		}
+		w.lost, w.stat = true, nil
+		return
+	}
+	w.lost = false
+	if w.stat != nil && os.SameFile(stat, w.stat) && stat.ModTime().Equal(w.stat.ModTime()) && stat.Size() == w.stat.Size() {
+		return
+	}
+	b, err := os.ReadFile(w.path)
+	w.stat = stat
+	if err != nil || w.last != nil && bytes.Equal(b, w.last) {
+		return
+	}
+	w.last = b
+	w.load(b)
+}
+
+func (w *watcher) load(b []byte) {
+	s, err := Parse(b)
+	if err == nil {
+		err = w.apply(s)
+	}
+	if err != nil {
+		w.log.Error("peers file refused as a whole; the last good state stays in force", "path", w.path, "error", err)
+		return
+	}
+	w.log.Info("peers file applied", "path", w.path, "peers", len(s.Peers))
+}

@@ -1,0 +1,262 @@
+// Package observe shows what the switch does: the admin API on a unix socket, and its client.
+package observe
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"tapyard/encap"
+	vswitch "tapyard/switch"
+	"tapyard/switch/attach"
+	"tapyard/switch/control"
+	"tapyard/switch/drop"
+	"tapyard/switch/fdb"
+	"tapyard/switch/port"
+	"tapyard/switch/wire"
+)
+
+// Traffic counts one direction: frames in memory, wire frames that they stand for, bytes in memory.
+type Traffic struct {
+	Frames     uint64 `json:"frames"`
+	WireFrames uint64 `json:"wire_frames"`
+	Bytes      uint64 `json:"bytes"`
+}
+
+// Port is an entry of /v1/ports.
+type Port struct {
+	ID          port.ID      `json:"id"`
+	Name        string       `json:"name"`
+	Kind        string       `json:"kind"`
+	VNI         uint32       `json:"vni"`
+	Addresses   []netip.Addr `json:"addresses"`
+	MAC         string       `json:"mac"`
+	MTU         int          `json:"mtu"`
+	Worker      int          `json:"worker"`
+	Rx          Traffic      `json:"rx"`
+	Tx          Traffic      `json:"tx"`
+	Drops       uint64       `json:"drops"`
+	KernelDrops uint64       `json:"kernel_drops"` // by the device's own ring, before rx
+}
+
+// FDBEntry is an entry of /v1/fdb.
+type FDBEntry struct {
+	VNI    uint32   `json:"vni"`
+	MAC    wire.MAC `json:"mac"`
+	Port   string   `json:"port"`
+	Static bool     `json:"static"`
+}
+
+// Neighbor is an entry of /v1/neighbors.
+type Neighbor struct {
+	VNI     uint32     `json:"vni"`
+	Address netip.Addr `json:"address"`
+	MAC     wire.MAC   `json:"mac"`
+	Port    string     `json:"port"`
+}
+
+// Route is an entry of /v1/routes.
+type Route struct {
+	VNI     uint32       `json:"vni"`
+	Prefix  netip.Prefix `json:"prefix"`
+	NextHop string       `json:"nextHop"`
+	Port    string       `json:"port"`
+	Peer    string       `json:"peer"`
+}
+
+// Peer is an entry of /v1/peers.
+type Peer struct {
+	Name       string         `json:"name"`
+	Underlay   []netip.Addr   `json:"underlay"`
+	PodSubnets []netip.Prefix `json:"podSubnets"`
+	MAC        wire.MAC       `json:"mac"`
+}
+
+// Drop is an entry of /v1/drops: what one port dropped for one reason.
+type Drop struct {
+	Port       string `json:"port"`
+	Reason     string `json:"reason"`
+	Frames     uint64 `json:"frames"`
+	WireFrames uint64 `json:"wire_frames"`
+	Explain    string `json:"explain"`
+}
+
+// Offload is an entry of /v1/offloads: what a port takes whole; the switch does the rest in software.
+type Offload struct {
+	Port                           string `json:"port"`
+	Checksum, TSO4, TSO6, ECN, USO bool
+}
+
+// Ledger is /v1/ledger.
+type Ledger struct {
+	Account
+	PoolLive int64   `json:"pool_live"`
+	Wire     Account `json:"wire"`
+}
+
+// Account is the ledger in one unit.
+type Account struct {
+	Rx         uint64 `json:"rx"`
+	Originated uint64 `json:"originated"`
+	Copied     uint64 `json:"copied"`
+	Split      uint64 `json:"split"`
+	Tx         uint64 `json:"tx"`
+	Consumed   uint64 `json:"consumed"`
+	Drops      uint64 `json:"drops"`
+	InFlight   int64  `json:"in_flight"`
+}
+
+// Source is where the views come from. VTEPs is nil on a node without tunnels.
+type Source struct {
+	Switch   *vswitch.Switch
+	Attached func() []attach.Attachment
+	State    func() control.State
+	VTEPs    *encap.VTEPTable
+	Node     control.Node
+	HostMAC  wire.MAC
+	Config   any // the effective configuration, for /v1/config
+}
+
+// Ports returns the attached ports.
+func (s *Source) Ports() []Port {
+	pods := map[string]attach.Attachment{}
+	for _, a := range s.Attached() {
+		pods[a.Name] = a
+	}
+	var ports []Port
+	for _, v := range s.Switch.Ports() {
+		if v.Port == nil { // the switch itself
+			continue
+		}
+		p := Port{ID: v.ID, Name: v.Port.Name(), Kind: v.Port.Kind(), VNI: v.VNI, Worker: v.Worker, MTU: s.Node.MTU,
+			Rx: Traffic{v.Rx.Frames, v.Rx.Wire, v.RxBytes}, Tx: Traffic{v.Tx.Frames, v.Tx.Wire, v.TxBytes}}
+		for _, d := range v.Drops {
+			p.Drops += d.Frames
+		}
+		if d, ok := v.Port.(port.Dropper); ok {
+			p.KernelDrops, _ = d.KernelDrops() // a device that is just going has none
+		}
+		s.identify(&p, v, pods)
+		ports = append(ports, p)
+	}
+	return ports
+}
+
+// identify fills in whose port it is.
+func (s *Source) identify(p *Port, v vswitch.PortView, pods map[string]attach.Attachment) {
+	switch v.Role {
+	case vswitch.RoleHost:
+		p.MAC = s.HostMAC.String()
+		for _, subnet := range s.Node.PodSubnets {
+			p.Addresses = append(p.Addresses, control.Gateway(subnet))
+		}
+	case vswitch.RoleAccess:
+		a := pods[p.Name]
+		p.MAC, p.MTU, p.Addresses = a.MAC.String(), a.MTU, a.Addrs()
+	case vswitch.RoleTunnel:
+		p.MAC, p.Addresses = s.Node.RouterMAC.String(), s.Node.Underlay[:1]
+	}
+}
+
+func (s *Source) portNames() map[port.ID]string {
+	names := map[port.ID]string{port.Local: "switch"}
+	for _, v := range s.Switch.Ports() {
+		if v.Port != nil {
+			names[v.ID] = v.Port.Name()
+		}
+	}
+	return names
+}
+
+// FDB returns the MAC table.
+func (s *Source) FDB() []FDBEntry {
+	names, entries := s.portNames(), []FDBEntry{}
+	for _, e := range s.Switch.FDB() {
+		entries = append(entries, fdbEntry(e, names))
+	}
+	return entries
+}
+
+func fdbEntry(e fdb.Entry, names map[port.ID]string) FDBEntry {
+	return FDBEntry{VNI: e.VNI, MAC: e.MAC, Port: names[e.Dest.Port], Static: e.Static}
+}
+
+// Neighbors returns the addresses that the switch answers for.
+func (s *Source) Neighbors() []Neighbor {
+	names, entries := s.portNames(), []Neighbor{}
+	for _, e := range s.Switch.Neighbors() {
+		entries = append(entries, Neighbor{e.VNI, e.Addr, e.MAC, names[e.Port]})
+	}
+	return entries
+}
+
+// Routes returns the routing tables.
+func (s *Source) Routes() []Route {
+	names, routes := s.portNames(), []Route{}
+	for _, r := range s.Switch.Routes() {
+		route := Route{VNI: r.VNI, Prefix: r.Prefix, NextHop: r.Adjacency.String()}
+		if r.Adjacency.Kind == vswitch.AdjForward {
+			route.Port = names[r.Adjacency.Dest.Port]
+		}
+		if r.Adjacency.Tunnel {
+			if p := s.VTEPs.Lookup(r.Adjacency.Dest.Peer); p != nil {
+				route.Peer = p.Name
+			}
+		}
+		routes = append(routes, route)
+	}
+	return routes
+}
+
+// Peers returns the other nodes.
+func (s *Source) Peers() []Peer {
+	peers := []Peer{}
+	for _, p := range s.State().Peers {
+		if p.Name != s.Node.Name {
+			peers = append(peers, Peer{p.Name, p.Underlay, p.PodSubnets, p.RouterMAC()})
+		}
+	}
+	return peers
+}
+
+// Drops returns what was dropped and why, the most frequent first. Drops of the ports that are gone stay
+// in the ledger.
+func (s *Source) Drops() []Drop {
+	names, drops := s.portNames(), []Drop{}
+	for _, v := range s.Switch.Ports() {
+		for r, n := range v.Drops {
+			if n.Frames > 0 {
+				reason := drop.Reason(r)
+				drops = append(drops, Drop{names[v.ID], reason.String(), n.Frames, n.Wire, reason.Explain()})
+			}
+		}
+	}
+	slices.SortStableFunc(drops, func(a, b Drop) int { return cmp.Compare(b.Frames, a.Frames) })
+	return drops
+}
+
+// Offloads returns what the ports take whole.
+func (s *Source) Offloads() []Offload {
+	offloads := []Offload{}
+	for _, v := range s.Switch.Ports() {
+		if v.Port != nil {
+			c := v.Port.Caps()
+			offloads = append(offloads, Offload{v.Port.Name(), c&port.CapCsum != 0, c&port.CapTSO4 != 0,
+				c&port.CapTSO6 != 0, c&port.CapTSOECN != 0, c&port.CapUSO != 0})
+		}
+	}
+	return offloads
+}
+
+// Ledger returns the account of all frames.
+func (s *Source) Ledger() Ledger {
+	l := s.Switch.Ledger()
+	frames, wireFrames := l.InFlight()
+	return Ledger{
+		Account: Account{l.Rx.Frames, l.Originated.Frames, l.Copied.Frames, l.Split.Frames,
+			l.Tx.Frames, l.Consumed.Frames, l.Drops.Frames, frames},
+		PoolLive: l.PoolLive,
+		Wire: Account{l.Rx.Wire, l.Originated.Wire, l.Copied.Wire, l.Split.Wire,
+			l.Tx.Wire, l.Consumed.Wire, l.Drops.Wire, wireFrames},
+	}
+}
