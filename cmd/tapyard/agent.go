@@ -75,6 +75,7 @@ type agent struct {
 	vteps      *encap.VTEPTable
 	controller *control.Controller
 	pods       *attach.Manager
+	peers      *static.File
 	closers    []func() error
 }
 
@@ -171,7 +172,8 @@ func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 
 // loadPeers applies the peers file; a node may start without one and wait for it.
 func (a *agent) loadPeers() error {
-	state, err := static.Load(a.cfg.PeersFile)
+	a.peers = &static.File{Path: a.cfg.PeersFile}
+	state, err := a.peers.Load()
 	if errors.Is(err, os.ErrNotExist) {
 		a.log.Warn("no peers file yet: this node reaches its own pods only", "path", a.cfg.PeersFile)
 		return a.apply(control.State{})
@@ -249,7 +251,7 @@ func (a *agent) watchPeers(ctx context.Context) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	static.Watch(ctx, a.cfg.PeersFile, hup, a.log, a.apply)
+	a.peers.Watch(ctx, hup, a.log, a.apply)
 	return nil
 }
 

@@ -59,15 +59,25 @@ func Parse(b []byte) (control.State, error) {
 	return s, nil
 }
 
-// Load reads a peers.yaml.
-func Load(path string) (control.State, error) {
-	b, err := os.ReadFile(path)
+// File is a peers.yaml on disk. Load it once, then Watch it; both belong to one goroutine at a time.
+type File struct {
+	Path string
+
+	stat os.FileInfo // when last was read
+	last []byte
+	lost bool
+}
+
+// Load reads the file.
+func (f *File) Load() (control.State, error) {
+	b, err := os.ReadFile(f.Path)
 	if err != nil {
 		return control.State{}, fmt.Errorf("peers file: %w", err)
 	}
+	f.last = b
 	s, err := Parse(b)
 	if err != nil {
-		return control.State{}, fmt.Errorf("peers file %s: %w", path, err)
+		return control.State{}, fmt.Errorf("peers file %s: %w", f.Path, err)
 	}
 	return s, nil
 }
@@ -76,12 +86,11 @@ func Load(path string) (control.State, error) {
 // unlike a watch it sees through the symbolic links that Kubernetes swaps under a mounted ConfigMap.
 const pollInterval = time.Second
 
-// Watch calls apply with each new content of the file until ctx ends. A file that can't be read or
-// parsed, or that apply refuses, is reported once, and what was applied before stays in force. now, if it
-// receives, has the file read at once.
-func Watch(ctx context.Context, path string, now <-chan os.Signal, log *slog.Logger, apply func(control.State) error) {
-	w := watcher{path: path, log: log, apply: apply}
-	w.last, _ = os.ReadFile(path)
+// Watch calls apply with each content of the file that differs from the one before, beginning with what
+// Load read, until ctx ends. A file that can't be read or parsed, or that apply refuses, is reported once,
+// and what was applied before stays in force. now, if it receives, has the content applied again.
+func (f *File) Watch(ctx context.Context, now <-chan os.Signal, log *slog.Logger, apply func(control.State) error) {
+	w := watcher{File: f, log: log, apply: apply}
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
@@ -97,19 +106,16 @@ func Watch(ctx context.Context, path string, now <-chan os.Signal, log *slog.Log
 }
 
 type watcher struct {
-	path  string
+	*File
 	log   *slog.Logger
 	apply func(control.State) error
-	stat  os.FileInfo
-	last  []byte
-	lost  bool
 }
 
 func (w *watcher) poll() {
-	stat, err := os.Stat(w.path)
+	stat, err := os.Stat(w.Path)
 	if err != nil {
 		if !w.lost {
-			w.log.Error("peers file is gone; the last good state stays in force", "path", w.path, "error", err)
+			w.log.Error("peers file is gone; the last good state stays in force", "path", w.Path, "error", err)
 		}
 		w.lost, w.stat = true, nil
 		return
@@ -118,7 +124,7 @@ func (w *watcher) poll() {
 	if w.stat != nil && os.SameFile(stat, w.stat) && stat.ModTime().Equal(w.stat.ModTime()) && stat.Size() == w.stat.Size() {
 		return
 	}
-	b, err := os.ReadFile(w.path)
+	b, err := os.ReadFile(w.Path)
 	w.stat = stat
 	if err != nil || w.last != nil && bytes.Equal(b, w.last) {
 		return
@@ -133,8 +139,8 @@ func (w *watcher) load(b []byte) {
 		err = w.apply(s)
 	}
 	if err != nil {
-		w.log.Error("peers file refused as a whole; the last good state stays in force", "path", w.path, "error", err)
+		w.log.Error("peers file refused as a whole; the last good state stays in force", "path", w.Path, "error", err)
 		return
 	}
-	w.log.Info("peers file applied", "path", w.path, "peers", len(s.Peers))
+	w.log.Info("peers file applied", "path", w.Path, "peers", len(s.Peers))
 }
