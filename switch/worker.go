@@ -2,6 +2,7 @@ package vswitch
 
 import (
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -33,9 +34,10 @@ type worker struct {
 	out      outPorts
 	segs     segmenter
 
-	events  [maxEvents]unix.EpollEvent
-	stopped bool
-	stopFD  int
+	events       [maxEvents]unix.EpollEvent
+	ready, again []unix.EpollEvent // queues of this round, and those that have more for the next
+	stopped      bool
+	stopFD       int
 }
 
 // maxEvents is how many ready queues one epoll_wait returns; more wait for the next call, which costs
@@ -53,38 +55,55 @@ func newWorker(sw *Switch, id int) *worker {
 	}
 }
 
-// run is the loop. A pass takes one burst from each queue that is ready.
+// run is the loop. A round takes one burst from each queue that is ready.
 func (w *worker) run() {
 	runtime.LockOSThread()
-	for n := w.wait(); !w.stopped; n = w.wait() {
-		for _, ev := range w.events[:n] {
-			w.pass(ev)
+	for !w.stopped {
+		for _, ev := range w.wait() {
+			if w.pass(ev) {
+				w.again = append(w.again, ev)
+			}
 		}
 	}
 	w.reader.Close()
 }
 
-// pass is the data path: five stages, no back edges.
-func (w *worker) pass(ev unix.EpollEvent) {
+// pass is the data path: five stages, no back edges. It reports whether the queue has more.
+func (w *worker) pass(ev unix.EpollEvent) (more bool) {
 	w.reader.Quiesce()
-	if w.recv(ev) {
+	more = w.recv(ev)
+	if w.burst.Len() > 0 {
 		w.parse()
 		w.lookup()
 		w.act()
 		w.send()
 	}
+	return more
 }
 
-// wait blocks until a queue is ready. Syscall, not RawSyscall: it may sleep, and the scheduler must know.
-func (w *worker) wait() int {
+// wait returns the queues that are ready, those first that had more than a burst: they may hold frames
+// that their descriptor no longer announces. It blocks until there is one, by Syscall, not RawSyscall:
+// the scheduler must know that the thread may sleep.
+func (w *worker) wait() []unix.EpollEvent {
 	w.live.Store(int64(w.pool.Live()))
+	timeout := -1
+	if len(w.again) > 0 {
+		timeout = 0
+	}
 	w.reader.Offline()
-	n, err := unix.EpollWait(w.epoll, w.events[:], -1)
+	n, err := unix.EpollWait(w.epoll, w.events[:], timeout)
 	w.reader.Online()
 	if err != nil { // EINTR; anything else can't happen to an epoll descriptor that we own
-		return 0
+		n = 0
 	}
-	return n
+	w.ready = append(w.ready[:0], w.again...)
+	for _, ev := range w.events[:n] {
+		if !slices.ContainsFunc(w.again, func(a unix.EpollEvent) bool { return a.Fd == ev.Fd && a.Pad == ev.Pad }) {
+			w.ready = append(w.ready, ev)
+		}
+	}
+	w.again = w.again[:0]
+	return w.ready
 }
 
 // inject runs frames that the switch itself made through the same stages.

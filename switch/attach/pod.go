@@ -42,16 +42,22 @@ func isNoLink(err error) bool {
 
 // ours finds the attachment's device by its alias, because a kill may have left it with its temporary name.
 // The error wraps errGone if there is none.
-func (p *pod) ours(key string) (link netlink.Link, err error) {
+func (p *pod) ours(key string) (netlink.Link, error) {
+	links, err := p.LinkList()
 	for range 3 { // a change in the pod interrupts the kernel's answer
-		if link, err = p.LinkByAlias(alias(key)); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			links, err = p.LinkList()
 		}
 	}
-	if isNoLink(err) {
-		return nil, fmt.Errorf("device with alias %s %w", alias(key), errGone)
+	if err != nil {
+		return nil, fmt.Errorf("list the pod's devices: %w", err)
 	}
-	return link, err
+	for _, link := range links {
+		if link.Attrs().Alias == alias(key) {
+			return link, nil
+		}
+	}
+	return nil, fmt.Errorf("device with alias %s %w", alias(key), errGone)
 }
 
 // remove deletes the attachment's device, if it is there.

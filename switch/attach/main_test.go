@@ -1,0 +1,359 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tapyard/bench/nstest"
+	"tapyard/cniplugin/podapi"
+	"tapyard/switch/port"
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(agentEnv); dir != "" {
+		agentMain(dir)
+		return
+	}
+	nstest.Main(m)
+}
+
+var dualStack = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}
+
+// node is a Manager with a switch that only remembers.
+type node struct {
+	*Manager
+	cfg Config
+
+	mu   sync.Mutex
+	taps map[string]*port.TAP
+	fail error // what Publish answers
+}
+
+func newNode(t *testing.T, change func(*Config)) *node {
+	t.Helper()
+	n := &node{taps: map[string]*port.TAP{}}
+	n.cfg = Config{
+		StateDir: t.TempDir(), Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 },
+		Log: slog.New(slog.DiscardHandler), Publish: n.publish, Withdraw: n.withdraw,
+	}
+	if change != nil {
+		change(&n.cfg)
+	}
+	n.open(t)
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return n
+}
+
+func (n *node) open(t *testing.T) {
+	t.Helper()
+	var err error
+	if n.Manager, err = Open(n.cfg); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// restart is an orderly stop and the next start.
+func (n *node) restart(t *testing.T) {
+	t.Helper()
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	clear(n.taps)
+	n.open(t)
+	if err := n.Restore(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *node) publish(a Attachment, tap *port.TAP) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.fail != nil {
+		return n.fail
+	}
+	if n.taps[a.Key()] != nil {
+		return errors.New("published twice")
+	}
+	n.taps[a.Key()] = tap
+	return nil
+}
+
+func (n *node) withdraw(_ context.Context, a Attachment) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.taps[a.Key()] == nil {
+		return errors.New("withdrawn, but not published")
+	}
+	delete(n.taps, a.Key())
+	return nil
+}
+
+func (n *node) tap(t *testing.T, a Attachment) *port.TAP {
+	t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.taps[a.Key()] == nil {
+		t.Fatalf("%s is not published", a.Key())
+	}
+	return n.taps[a.Key()]
+}
+
+func reqFor(ns *nstest.NS, id string) Request {
+	return Request{ContainerID: id, IfName: "eth0", NetnsPath: ns.Path(), NetnsFD: ns.FD()}
+}
+
+func (n *node) add(t *testing.T, ns *nstest.NS, id string) Attachment {
+	t.Helper()
+	a, err := n.Add(t.Context(), reqFor(ns, id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func (n *node) del(t *testing.T, req Request) {
+	t.Helper()
+	if err := n.Del(t.Context(), req); err != nil {
+		t.Error(err)
+	}
+}
+
+// ip asks the ip tool, which is independent of how the devices were made.
+func ip(t *testing.T, ns *nstest.NS, out any, args ...string) {
+	t.Helper()
+	text, err := ns.Command("ip", append([]string{"-j", "-d"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("ip %s: %v", strings.Join(args, " "), err)
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		t.Fatalf("ip %s: %v in %s", strings.Join(args, " "), err, text)
+	}
+}
+
+type ipLink struct {
+	Name     string   `json:"ifname"`
+	Flags    []string `json:"flags"`
+	MTU      int      `json:"mtu"`
+	TxQLen   int      `json:"txqlen"`
+	Alias    string   `json:"ifalias"`
+	MAC      string   `json:"address"`
+	LinkInfo struct {
+		Kind string `json:"info_kind"`
+		Data struct {
+			Type    string `json:"type"`
+			Persist bool   `json:"persist"`
+		} `json:"info_data"`
+	} `json:"linkinfo"`
+	Addrs []struct {
+		Local  string `json:"local"`
+		Length int    `json:"prefixlen"`
+		NoDAD  bool   `json:"nodad"`
+	} `json:"addr_info"`
+}
+
+func linksOf(t *testing.T, ns *nstest.NS) map[string]ipLink {
+	t.Helper()
+	var links []ipLink
+	ip(t, ns, &links, "address")
+	byName := map[string]ipLink{}
+	for _, l := range links {
+		byName[l.Name] = l
+	}
+	return byName
+}
+
+// routesOf returns the default routes as "gateway dev".
+func routesOf(t *testing.T, ns *nstest.NS) (defaults []string) {
+	t.Helper()
+	for _, family := range []string{"-4", "-6"} {
+		var routes []struct{ Dst, Gateway, Dev string }
+		ip(t, ns, &routes, family, "route")
+		for _, r := range routes {
+			if r.Dst == "default" {
+				defaults = append(defaults, r.Gateway+" "+r.Dev)
+			}
+		}
+	}
+	return defaults
+}
+
+// ownDevices lists the devices of the agent's namespace.
+func ownDevices(t *testing.T) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir("/sys/class/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// records reads the database's keys.
+func (n *node) records(t *testing.T) (keys []string) {
+	t.Helper()
+	records, unreadable, err := n.store.load()
+	if err != nil || len(unreadable) > 0 {
+		t.Fatal(err, unreadable)
+	}
+	for _, a := range records {
+		keys = append(keys, a.Key())
+	}
+	return keys
+}
+
+// assertNothing says that no trace of any attachment is left on the node and in the pods.
+func (n *node) assertNothing(t *testing.T, pods ...*nstest.NS) {
+	t.Helper()
+	if d := ownDevices(t); !slices.Equal(d, []string{"lo"}) {
+		t.Errorf("devices in the agent's namespace: %v", d)
+	}
+	if r := n.records(t); len(r) > 0 {
+		t.Errorf("records: %v", r)
+	}
+	if len(n.entries) > 0 || len(n.taps) > 0 || len(n.locks.byKey) > 0 {
+		t.Errorf("entries %v, published %v, locks %v", n.entries, n.taps, n.locks.byKey)
+	}
+	for _, p := range n.pools {
+		n.assertAllFree(t, p.Subnet())
+	}
+	for _, ns := range pods {
+		if links := linksOf(t, ns); len(links) != 1 || links["lo"].Name == "" {
+			t.Errorf("devices in the pod %s: %v", ns.Name(), links)
+		}
+	}
+}
+
+// assertAllFree claims the subnet's first addresses, which are refused if somebody has them.
+func (n *node) assertAllFree(t *testing.T, subnet netip.Prefix) {
+	t.Helper()
+	a := subnet.Addr().Next().Next()
+	for range 64 {
+		a = a.Next()
+		p := n.pool(a)
+		if err := p.Claim(a, "probe"); err != nil {
+			t.Error(err)
+		}
+		p.Release("probe")
+	}
+}
+
+// assertConnected makes the pod ask for its gateway and takes the question from the TAP.
+func (n *node) assertConnected(t *testing.T, ns *nstest.NS, a Attachment) {
+	t.Helper()
+	if out, err := ns.Command("ip", "neigh", "flush", "dev", a.IfName).CombinedOutput(); err != nil {
+		t.Fatalf("ip neigh flush: %v: %s", err, out)
+	}
+	ns.Do(t, func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if err := unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{192, 0, 2, 1}}); err != nil {
+			t.Fatalf("send by the default route: %v", err)
+		}
+	})
+	const vnetHdr = 10
+	want := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, a.MAC[:]...)
+	want = append(want, 0x08, 0x06) // an ARP request
+	fd, buf := n.tap(t, a).Rx()[0].FD(), make([]byte, 70000)
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		got, err := unix.Read(fd, buf)
+		if err == unix.EAGAIN {
+			unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if frame := buf[vnetHdr:max(got, vnetHdr)]; len(frame) >= 42 && string(frame[:14]) == string(want) {
+			if target := netip.AddrFrom4([4]byte(frame[38:42])); target != a.Gateways[0] {
+				t.Errorf("the pod asks for %v, its gateway is %v", target, a.Gateways[0])
+			}
+			return
+		}
+	}
+	t.Error("no ARP request came out of the TAP")
+}
+
+// The agent as a process of its own, to be killed.
+
+const agentEnv = "TAPYARD_ATTACH_AGENT"
+
+func agentMain(dir string) {
+	quiet := slog.New(slog.DiscardHandler)
+	m, err := Open(Config{
+		StateDir: dir, Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 }, Log: quiet,
+		Publish:  func(Attachment, *port.TAP) error { return nil },
+		Withdraw: func(context.Context, Attachment) error { return nil },
+	})
+	if err == nil {
+		err = m.Restore(context.Background())
+	}
+	if err == nil {
+		err = listenAndServe(context.Background(), filepath.Join(dir, "cni.sock"), &podapi.Server{Handler: m, Log: quiet})
+	}
+	slog.Error("agent ended", "err", err)
+	os.Exit(1)
+}
+
+func listenAndServe(ctx context.Context, socket string, s *podapi.Server) error {
+	os.Remove(socket)
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	return s.Serve(ctx, l)
+}
+
+// startAgent returns when the agent answers.
+func startAgent(t *testing.T, dir string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), agentEnv+"="+dir)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		_, err := call(dir, "DEL", "probe", nil)
+		if err == nil {
+			return cmd
+		}
+		if !errors.Is(err, podapi.ErrAgentDown) || time.Now().After(deadline) {
+			t.Fatalf("the agent does not come up: %v", err)
+		}
+	}
+}
+
+func call(dir, command, id string, ns *nstest.NS) (podapi.Response, error) {
+	req := podapi.Request{Command: command, ContainerID: id, IfName: "eth0", Stdin: json.RawMessage(`{"cniVersion":"1.0.0"}`)}
+	fd := -1
+	if ns != nil {
+		req.Netns, fd = ns.Path(), ns.FD()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	return podapi.Call(ctx, filepath.Join(dir, "cni.sock"), req, fd)
+}

@@ -1,0 +1,142 @@
+package port
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tapyard/bench/nstest"
+	"tapyard/switch/frame"
+	"tapyard/switch/wire"
+)
+
+func TestMain(m *testing.M) { nstest.Main(m) }
+
+// patience is how long a test waits for what the kernel does on its own.
+const patience = 10 * time.Second
+
+// The addresses of all tests: a pod is .n with MAC 02:00:00:00:00:n, and knows the others by permanent entries.
+func podMAC(n int) wire.MAC    { return wire.MAC{2, 5: byte(n)} }
+func podIPv4(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 244, 1, byte(n)}) }
+func podIPv6(n int) netip.Addr { return netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)}) }
+func check(t testing.TB, e error) {
+	t.Helper()
+	if e != nil {
+		t.Fatal(e)
+	}
+}
+
+// pod is a TAP that was attached here and then moved into a namespace and renamed to eth0, as the agent does.
+type pod struct {
+	ns   *nstest.NS
+	tap  *TAP
+	pool *frame.Pool
+	st   Stats
+	tx   TxQueue
+}
+
+func newPod(t *testing.T, n int) *pod {
+	t.Helper()
+	p := &pod{ns: nstest.New(t), pool: frame.NewPool(frame.BurstSize, frame.DefaultArena)}
+	device := fmt.Sprintf("tmp%d", n)
+	check(t, CreateTAP(device))
+	var err error
+	p.tap, err = OpenTAP(TAPConfig{Device: device, PortName: "default/" + device, NetnsPath: p.ns.Path()})
+	check(t, err)
+	t.Cleanup(func() { p.tap.Remove() }) // an error means that the test has closed it
+	p.tx = p.tap.Tx(0, &p.st)
+	link, err := netlink.LinkByName(device)
+	check(t, err)
+	check(t, netlink.LinkSetNsFd(link, p.ns.FD()))
+	p.ns.Do(t, func() { configure(t, device, n) })
+	return p
+}
+
+// configure is called inside the pod. IPv6 is there at once, without link-local address, duplicate detection and
+// router solicitations.
+func configure(t *testing.T, device string, n int) {
+	t.Helper()
+	link, err := netlink.LinkByName(device)
+	check(t, err)
+	check(t, netlink.LinkSetName(link, "eth0"))
+	for setting, value := range map[string]string{"addr_gen_mode": "1", "accept_dad": "0", "router_solicitations": "0"} {
+		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/"+setting, []byte(value), 0))
+	}
+	mac := podMAC(n)
+	check(t, netlink.LinkSetHardwareAddr(link, mac[:]))
+	check(t, netlink.LinkSetUp(link))
+	for _, prefix := range []netip.Prefix{netip.PrefixFrom(podIPv4(n), 24), netip.PrefixFrom(podIPv6(n), 64)} {
+		addr, err := netlink.ParseAddr(prefix.String())
+		check(t, err)
+		check(t, netlink.AddrAdd(link, addr))
+	}
+	for other := 1; other <= 2; other++ {
+		mac := podMAC(other)
+		for _, a := range []netip.Addr{podIPv4(other), podIPv6(other)} {
+			check(t, netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: link.Attrs().Index, IP: a.AsSlice(), HardwareAddr: mac[:], State: netlink.NUD_PERMANENT,
+			}))
+		}
+	}
+}
+
+// recv waits up to timeout, then returns what one Recv brings, perhaps nothing.
+func (p *pod) recv(t testing.TB, timeout time.Duration) *frame.Burst {
+	fds := []unix.PollFd{{Fd: int32(p.tap.Rx()[0].FD()), Events: unix.POLLIN}}
+	if _, err := unix.Poll(fds, int(timeout.Milliseconds())); err != nil && err != unix.EINTR {
+		t.Error(err)
+	}
+	var b frame.Burst
+	p.tap.Rx()[0].Recv(&b, p.pool, &p.st)
+	return &b
+}
+
+// received is a frame that the pod's kernel sent, copied.
+type received struct {
+	meta   frame.Meta
+	bytes  []byte
+	parsed wire.Parsed
+}
+
+// expect receives until a frame of the protocol comes.
+func (p *pod) expect(t *testing.T, proto uint8) received {
+	t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		b := p.recv(t, 100*time.Millisecond)
+		for _, f := range b.Frames() {
+			r := received{meta: f.Meta, bytes: bytes.Clone(f.Bytes())}
+			if fault := wire.Parse(r.bytes, f.IsSuper(), &r.parsed); fault != wire.FaultNone {
+				t.Fatalf("the kernel sent a faulty frame: %v: % x", fault, r.bytes)
+			}
+			if r.parsed.Proto == proto {
+				b.Release()
+				return r
+			}
+		}
+		b.Release()
+	}
+	t.Fatalf("no frame of protocol %d within %v", proto, patience)
+	return received{}
+}
+
+// send hands one frame to the port.
+func (p *pod) send(t *testing.T, meta frame.Meta, content []byte) {
+	t.Helper()
+	var b frame.Burst
+	copy(p.pool.Reserve(0, len(content)), content)
+	f := p.pool.Commit(len(content))
+	f.Meta = meta
+	b.Append(f)
+	p.tx.Send(&b)
+	p.tx.Flush()
+	b.Release()
+	if p.pool.Live() != 0 {
+		t.Errorf("%d frames are still out of the pool", p.pool.Live())
+	}
+}

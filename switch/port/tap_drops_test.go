@@ -1,0 +1,58 @@
+package port
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// While nobody reads, the kernel's ring fills, and what it drops is all that is missing afterwards.
+func TestKernelDrops(t *testing.T) {
+	p := newPod(t, 1)
+	// MLD reports would be counted too. Without IPv6 nobody but this test sends.
+	p.ns.Do(t, func() { check(t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", []byte("1"), 0)) })
+	for b := p.recv(t, 0); b.Len() > 0; b = p.recv(t, 0) { // what set-up has sent
+		b.Release()
+	}
+	before := kernelDrops(t, p.tap)
+	const sent = 3000 // the ring has txqueuelen places, 500 to 1,000
+	conn := p.listen(t, podIPv4(1), 0)
+	for range sent {
+		_, err := conn.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(podIPv4(2), 7))
+		check(t, err)
+	}
+	received := 0
+	for b := p.recv(t, 0); b.Len() > 0; b = p.recv(t, 0) {
+		received += b.Len()
+		b.Release()
+	}
+	dropped := kernelDrops(t, p.tap) - before
+	if dropped == 0 || received+int(dropped) != sent {
+		t.Errorf("%d sent, %d received, %d dropped by the kernel", sent, received, dropped)
+	}
+}
+
+func kernelDrops(t *testing.T, tap *TAP) uint64 {
+	t.Helper()
+	n, err := tap.KernelDrops()
+	check(t, err)
+	return n
+}
+
+// The counter of a device that stayed in the agent's namespace is found without a path, and a path that is gone
+// is named.
+func TestKernelDropsFindsTheNamespace(t *testing.T) {
+	check(t, CreateTAP("tmp0"))
+	tap, err := OpenTAP(TAPConfig{Device: "tmp0", PortName: "tapyard0"})
+	check(t, err)
+	defer tap.Remove()
+	kernelDrops(t, tap)
+	tap.cfg.NetnsPath = "/run/netns/nowhere"
+	if _, err := tap.KernelDrops(); !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "tapyard0") || !strings.Contains(err.Error(), "nowhere") {
+		t.Errorf("with a path that is gone: %v", err)
+	}
+}
