@@ -1,0 +1,60 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// imbalance is a run whose frames don't add up: it gives no number.
+type imbalance struct{ account string }
+
+func (e *imbalance) Error() string {
+	return "the run doesn't count, its frames don't balance: " + e.account
+}
+
+// interleave runs every subject in turn, A B A B, and makes rows of what they did. A round with a run that
+// doesn't count is left out; that all of them are is an error.
+func (s *session) interleave(ctx context.Context, base string, metrics []metric, run func(context.Context, subject) (values, error)) ([]Row, error) {
+	names := make([]string, len(s.subjects))
+	runs := make([][]values, len(s.subjects))
+	for i, sub := range s.subjects {
+		names[i] = sub.name()
+	}
+	var void error
+	counted := 0
+	for round := range s.cfg.Repeat {
+		figures, err := s.round(ctx, fmt.Sprintf("%s %d/%d", base, round+1, s.cfg.Repeat), metrics, run)
+		var uneven *imbalance
+		switch {
+		case errors.As(err, &uneven):
+			void = err
+			continue
+		case err != nil:
+			return nil, err
+		}
+		counted++
+		for i := range figures {
+			runs[i] = append(runs[i], figures[i])
+		}
+	}
+	if counted == 0 {
+		return nil, fmt.Errorf("%s: no round counted: %w", base, void)
+	}
+	return rowsOf(base, metrics, names, runs), nil
+}
+
+// round runs each subject once.
+func (s *session) round(ctx context.Context, title string, metrics []metric, run func(context.Context, subject) (values, error)) ([]values, error) {
+	var figures []values
+	for _, sub := range s.subjects {
+		v, err := run(ctx, sub)
+		if err != nil {
+			s.say("%s %s: %v", title, sub.name(), err)
+			return nil, fmt.Errorf("%s: %w", sub.name(), err)
+		}
+		s.say("%s %s: %s %s", title, sub.name(), short(v[0]), metrics[0].unit)
+		figures = append(figures, v)
+	}
+	return figures, nil
+}

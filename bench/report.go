@@ -1,0 +1,203 @@
+package bench
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"golang.org/x/sys/unix"
+)
+
+// Report is what a benchmark found.
+type Report struct {
+	Host   string            `json:"host"`             // processor, cores, kernel, Go version
+	Commit string            `json:"commit,omitempty"` // of this binary, as far as it knows
+	Rows   []Row             `json:"rows"`
+	Absent map[string]string `json:"absent,omitempty"` // peers that were not measured, and why
+}
+
+// Row is one figure: the median of the runs, between its quartiles. In a row that compares with a peer it
+// is the median of the ratios of each pair of neighbouring runs, and above 1 means that the switch is better.
+type Row struct {
+	Name  string  `json:"name"` // dotted, from the general to the special: pps.samenode.burst.raw
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	Low   float64 `json:"low"`
+	High  float64 `json:"high"`
+	Peer  string  `json:"peer,omitempty"`
+	Ratio float64 `json:"ratio,omitempty"`
+}
+
+// unitRatio is the unit of rows that compare.
+const unitRatio = "ratio"
+
+// metric is one figure of a run.
+type metric struct {
+	name    string // "" is the benchmark's headline, whose comparison is named by the peer alone
+	long    string // its name in the rows of absolute figures
+	unit    string
+	smaller bool // is better
+}
+
+// values are a run's figures, one per metric; NaN is one that could not be measured.
+type values []float64
+
+// rowsOf makes a benchmark's rows: for each peer the comparisons, then everybody's own figures. runs are
+// by subject, the switch first; runs with one index are neighbours, and nil where one of them was void.
+func rowsOf(base string, metrics []metric, names []string, runs [][]values) []Row {
+	var rows []Row
+	for p := 1; p < len(names); p++ {
+		for m, metric := range metrics {
+			name := strings.Join(nonEmpty(base, metric.name, names[p]), ".")
+			if q, ok := quartiles(ratios(metric, m, runs[0], runs[p])); ok {
+				rows = append(rows, Row{Name: name, Unit: unitRatio, Peer: names[p], Value: q[1], Ratio: q[1], Low: q[0], High: q[2]})
+			}
+		}
+	}
+	for s, subject := range names {
+		for m, metric := range metrics {
+			if q, ok := quartiles(column(m, runs[s])); ok {
+				rows = append(rows, Row{Name: base + "." + metric.long + "." + subject, Unit: metric.unit, Value: q[1], Low: q[0], High: q[2]})
+			}
+		}
+	}
+	return rows
+}
+
+func nonEmpty(parts ...string) []string {
+	return slices.DeleteFunc(parts, func(s string) bool { return s == "" })
+}
+
+// ratios are those of the pairs in which both runs counted.
+func ratios(metric metric, m int, ours, theirs []values) []float64 {
+	var r []float64
+	for i := range ours {
+		if ours[i] == nil || theirs[i] == nil {
+			continue
+		}
+		a, b := ours[i][m], theirs[i][m]
+		if metric.smaller {
+			a, b = b, a
+		}
+		r = append(r, a/b)
+	}
+	return r
+}
+
+func column(m int, runs []values) []float64 {
+	var c []float64
+	for _, run := range runs {
+		if run != nil {
+			c = append(c, run[m])
+		}
+	}
+	return c
+}
+
+// quartiles returns the lower quartile, the median and the upper quartile, interpolated between
+// neighbours, of the finite ones; ok is false if there are none.
+func quartiles(xs []float64) (q [3]float64, ok bool) {
+	xs = slices.DeleteFunc(slices.Clone(xs), func(x float64) bool { return math.IsNaN(x) || math.IsInf(x, 0) })
+	if len(xs) == 0 {
+		return q, false
+	}
+	slices.Sort(xs)
+	for i := range q {
+		at := float64(i+1) / 4 * float64(len(xs)-1)
+		low := int(at)
+		high := min(low+1, len(xs)-1)
+		q[i] = xs[low] + (at-float64(low))*(xs[high]-xs[low])
+	}
+	return q, true
+}
+
+// WriteTable writes the report for people.
+func (r *Report) WriteTable(w io.Writer) error {
+	fmt.Fprintln(w, r.Host)
+	if r.Commit != "" {
+		fmt.Fprintln(w, "commit", r.Commit)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\nNAME\tMEDIAN\tQUARTILES\tUNIT")
+	for _, row := range r.Rows {
+		unit := row.Unit
+		if unit == unitRatio {
+			unit = "times as good as " + row.Peer
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s – %s\t%s\n", row.Name, short(row.Value), short(row.Low), short(row.High), unit)
+	}
+	for _, peer := range slices.Sorted(maps.Keys(r.Absent)) {
+		fmt.Fprintf(t, "%s\tabsent: %s\n", peer, r.Absent[peer])
+	}
+	return t.Flush()
+}
+
+// short writes a figure with three or four digits.
+func short(v float64) string {
+	switch {
+	case v >= 1e6:
+		return fmt.Sprintf("%.2f M", v/1e6)
+	case v >= 1e4:
+		return fmt.Sprintf("%.0f k", v/1e3)
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
+}
+
+// newReport fills in what the figures were measured on.
+func (s *session) newReport() *Report {
+	return &Report{Host: hostLine(), Commit: commit(), Absent: s.absent}
+}
+
+func hostLine() string {
+	var uts unix.Utsname
+	kernel := "unknown"
+	if err := unix.Uname(&uts); err == nil {
+		kernel = unix.ByteSliceToString(uts.Release[:])
+	}
+	return fmt.Sprintf("%s, %d cores, Linux %s, %s", cpuModel(), runtime.NumCPU(), kernel, runtime.Version())
+}
+
+func cpuModel() string {
+	file, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	defer file.Close()
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		if key, value, ok := strings.Cut(lines.Text(), ":"); ok && strings.TrimSpace(key) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH // arm64 names no model
+}
+
+// commit is what the go command stamped into the binary.
+func commit() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	var revision, dirty string
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = "+changes"
+		}
+	}
+	if revision == "" {
+		return ""
+	}
+	return revision + dirty
+}

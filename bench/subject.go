@@ -1,0 +1,58 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// The network that each subject's two pods are in, and their devices' settings, alike for all.
+const (
+	podDevice = "eth0"
+	podPrefix = "10.244.1.0/24"
+
+	// podMTU is what a pod has in a cluster over Ethernet: 1500 less VXLAN's 50 over IPv4.
+	podMTU = 1450
+
+	// podQueue is the TAP's ring in frames, the switch's own choice.
+	podQueue = 1000
+)
+
+// subject is something that forwards between two pods on one machine.
+type subject interface {
+	// name is the word for it in the rows of a report.
+	name() string
+	// pods returns the pod that sends and the one that receives.
+	pods() (from, to pod)
+	// pid is the process that forwards.
+	pid() int
+	// drops returns how many frames, as on the wire, the subject itself has dropped so far.
+	drops(ctx context.Context) (uint64, error)
+	// close ends the subject and removes its namespaces; it reports what the subject found wrong.
+	close() error
+}
+
+// pod is one end of a measurement.
+type pod struct {
+	netns string // name of its namespace
+	addr  netip.Addr
+	mac   net.HardwareAddr
+}
+
+// kernelDrops returns what the kernel dropped at the pod's device so far.
+func (p pod) kernelDrops() (dropCounters, error) { return readDropCounters(p.netns, podDevice) }
+
+// readMAC fills in the address of the pod's device.
+func (p *pod) readMAC() error {
+	return inNetns(p.netns, func() error {
+		link, err := netlink.LinkByName(podDevice)
+		if err != nil {
+			return fmt.Errorf("find %s in %s: %w", podDevice, p.netns, err)
+		}
+		p.mac = link.Attrs().HardwareAddr
+		return nil
+	})
+}

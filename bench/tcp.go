@@ -1,0 +1,82 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+const (
+	tcpTime   = 3 * time.Second
+	tcpWarmUp = 300 * time.Millisecond
+	tcpPort   = 5002
+)
+
+var tcpMetrics = []metric{
+	{name: "", long: "throughput", unit: "Gb/s"},
+	{name: "switch_cpu", long: "switch_cpu_seconds_per_gb", unit: "CPU seconds of the switch per GB", smaller: true},
+	{name: "machine_cpu", long: "machine_cpu_seconds_per_gb", unit: "CPU seconds of the machine per GB, both ends included", smaller: true},
+}
+
+// TCP measures one stream between two pods on one node.
+func TCP(ctx context.Context, cfg Config) (report *Report, err error) {
+	s, err := openSession(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	report = s.newReport()
+	report.Rows, err = s.tcp(ctx)
+	return report, err
+}
+
+func (s *session) tcp(ctx context.Context) ([]Row, error) {
+	const base = "tcp.samenode"
+	for _, sub := range s.subjects {
+		if _, err := s.stream(ctx, sub, tcpWarmUp); err != nil {
+			return nil, fmt.Errorf("%s: warm up %s: %w", base, sub.name(), err)
+		}
+	}
+	return s.interleave(ctx, base, tcpMetrics, func(ctx context.Context, sub subject) (values, error) {
+		return s.stream(ctx, sub, tcpTime)
+	})
+}
+
+// stream sends for the time given and returns the values of tcpMetrics, counted at the receiver.
+func (s *session) stream(ctx context.Context, sub subject, d time.Duration) (values, error) {
+	from, to := sub.pods()
+	at := netip.AddrPortFrom(to.addr, tcpPort)
+	recv, err := startWorker(ctx, s.exe, verbReceive, streamSpec{Netns: netnsPath(to.netns), At: at}, s.load)
+	if err != nil {
+		return nil, err
+	}
+	defer recv.abandon()
+	snd, err := startWorker(ctx, s.exe, verbSend, streamSpec{Netns: netnsPath(from.netns), At: at, Time: d}, s.load)
+	if err != nil {
+		return nil, err
+	}
+	defer snd.abandon()
+	before, err := readCPU(sub.pid())
+	if err != nil {
+		return nil, err
+	}
+	var sent, received streamResult
+	if err := errors.Join(snd.release(), snd.collect(&sent), recv.collect(&received)); err != nil {
+		return nil, err
+	}
+	after, err := readCPU(sub.pid())
+	if err != nil {
+		return nil, err
+	}
+	if sent.Bytes != received.Bytes {
+		return nil, &imbalance{fmt.Sprintf("sent %d bytes, received %d", sent.Bytes, received.Bytes)}
+	}
+	return streamFigures(received, after.since(before)), nil
+}
+
+func streamFigures(r streamResult, cpu cpuUse) values {
+	gigabytes := float64(r.Bytes) / 1e9
+	return values{8 * gigabytes / r.Took.Seconds(), cpu.process.Seconds() / gigabytes, cpu.machine.Seconds() / gigabytes}
+}
