@@ -109,8 +109,12 @@ func (w *worker) classifyNeighbor(v *verdict, f *frame.Frame, p *wire.Parsed, ds
 	w.classifyL2(v, dst)
 }
 
-// requested returns the address that an ARP request or a neighbour solicitation asks for.
+// requested returns the address that an ARP request or a neighbour solicitation asks for. One that the
+// slow path's copy would cut short, with over 1.4 kB of options, asks for nothing.
 func requested(b []byte, p *wire.Parsed) (target netip.Addr, asks bool) {
+	if int(p.End) > puntCopy {
+		return target, false
+	}
 	if p.Kind == wire.KindARP {
 		arp := wire.ARP(b[p.L3:p.End])
 		return arp.TargetIP(), arp.Op() == wire.ARPRequest

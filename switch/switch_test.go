@@ -156,6 +156,22 @@ func TestNeighborSolicitationIsAnswered(t *testing.T) {
 	}
 }
 
+// A solicitation longer than the slow path's copy once made the slow worker slice behind its end.
+func TestLongSolicitationIsLeftToL2(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	ns := &layers.ICMPv6NeighborSolicitation{TargetAddress: b6.AsSlice()}
+	for range 300 {
+		ns.Options = append(ns.Options, layers.ICMPv6Option{Type: 14, Data: make([]byte, 6)}) // nonces, RFC 3971
+	}
+	group := wire.SolicitedNode(b6)
+	r.run(r.podA, plain(packet(t, ethernet(macA, wire.MulticastMAC(group), layers.EthernetTypeIPv6),
+		&layers.IPv6{HopLimit: 255, NextHeader: layers.IPProtocolICMPv6, SrcIP: a6.AsSlice(), DstIP: group.AsSlice()},
+		&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeNeighborSolicitation, 0)}, ns)))
+	if n := len(r.podB.Sent()); n != 1 {
+		t.Errorf("flooded %d times, want once", n)
+	}
+}
+
 func TestICMPErrors(t *testing.T) {
 	for name, c := range map[string]struct {
 		src, dst, from netip.Addr
