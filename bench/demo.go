@@ -221,9 +221,7 @@ func ledgerAtRest(ctx context.Context, agent string) (observe.Ledger, error) {
 // ledgerBalances computes the sum itself instead of believing in_flight.
 func ledgerBalances(l observe.Ledger) bool {
 	balanced := func(a observe.Account) bool {
-		return a.Rx+a.Originated+a.Copied == a.Tx+a.Consumed+a.Drops && a.InFlight == 0
+		return a.Rx+a.Originated+a.Copied+a.Split == a.Tx+a.Consumed+a.Drops && a.InFlight == 0
 	}
-	frames := l.Account
-	frames.Copied += frames.Split // split has no wire frames of its own
-	return balanced(frames) && balanced(l.Wire) && l.PoolLive == 0
+	return balanced(l.Account) && balanced(l.Wire) && l.PoolLive == 0
 }

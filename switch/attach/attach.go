@@ -175,7 +175,7 @@ func (m *Manager) load() error {
 func (m *Manager) claim(a Attachment) error {
 	for _, addr := range a.Addresses {
 		p := m.pool(addr.Addr())
-		if p == nil || p.Subnet().Bits() != addr.Bits() {
+		if p == nil || p.Subnet() != addr.Masked() {
 			return fmt.Errorf("its address %v is in none of the pod subnets %v: create the pod anew, or set 'podSubnets' back", addr, m.cfg.Subnets)
 		}
 		if err := p.Claim(addr.Addr(), a.Key()); err != nil {

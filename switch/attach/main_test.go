@@ -36,7 +36,7 @@ var dualStack = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.Mus
 // node is a Manager with a switch that only remembers.
 type node struct {
 	*Manager
-	cfg Config
+	start Config // of the next open
 
 	mu   sync.Mutex
 	taps map[string]*port.TAP
@@ -46,12 +46,12 @@ type node struct {
 func newNode(t *testing.T, change func(*Config)) *node {
 	t.Helper()
 	n := &node{taps: map[string]*port.TAP{}}
-	n.cfg = Config{
+	n.start = Config{
 		StateDir: t.TempDir(), Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 },
 		Log: slog.New(slog.DiscardHandler), Publish: n.publish, Withdraw: n.withdraw,
 	}
 	if change != nil {
-		change(&n.cfg)
+		change(&n.start)
 	}
 	n.open(t)
 	t.Cleanup(func() {
@@ -65,7 +65,7 @@ func newNode(t *testing.T, change func(*Config)) *node {
 func (n *node) open(t *testing.T) {
 	t.Helper()
 	var err error
-	if n.Manager, err = Open(n.cfg); err != nil {
+	if n.Manager, err = Open(n.start); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,0 +1,179 @@
+package encap
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"tapyard/bench/nstest"
+	"tapyard/switch/drop"
+	"tapyard/switch/frame"
+	"tapyard/switch/port"
+)
+
+// What isn't from a peer or no VXLAN is counted and lets the next datagram through.
+func TestRecvDrops(t *testing.T) {
+	tunnel, peers, ns := loopbackTunnel(t)
+	peer := netip.MustParseAddr("127.0.0.2")
+	must(t, peers.Set([]Peer{{Name: "peer", Underlay: peer}}))
+	ns.Do(t, func() {
+		from, stranger := strangerTo(t, peer, tunnel.cfg.Local), strangerTo(t, netip.MustParseAddr("127.0.0.3"), tunnel.cfg.Local)
+		for _, datagram := range [][]byte{
+			{},
+			{0x08, 0, 0, 0, 0, 0, 42}, // a byte short
+			{0x00, 0, 0, 0, 0, 0, 42, 0, 'n', 'o', ' ', 'I'}, // the VNI doesn't count
+			vxlan(42, []byte("a frame")),
+			vxlan(0xffffff, nil),
+			{0xff, 0xff, 0xff, 0xff, 0, 0, 1, 0xff, 'r'}, // reserved bits are ignored
+		} {
+			_, err := from.Write(datagram)
+			must(t, err)
+		}
+		_, err := stranger.Write(vxlan(42, []byte("not from a peer")))
+		must(t, err)
+	})
+	in := newReceiver(tunnel)
+	want := []received{{[]byte("a frame"), 42, 1, 0}, {nil, 0xffffff, 1, 0}, {[]byte("r"), 1, 1, 0}}
+	for i, got := range in.receive(t, 3) {
+		if w := want[i]; !bytes.Equal(got.bytes, w.bytes) || got.vni != w.vni || got.peer != w.peer {
+			t.Errorf("frame %d: %q, VNI %d, peer %d; want %q, VNI %d, peer %d", i, got.bytes, got.vni, got.peer, w.bytes, w.vni, w.peer)
+		}
+	}
+	requireDrops(t, &in.st, map[drop.Reason]counted{drop.NotVXLAN: {3, 3}, drop.UnknownPeer: {1, 1}})
+	if got := tally(&in.st.Rx); got != (counted{4, 4}) {
+		t.Errorf("rx %+v of frames that Recv dropped, want 4", got)
+	}
+}
+
+// The longest datagrams that UDP carries arrive whole: a vxlan device of the same host may send such.
+func TestRecvLongest(t *testing.T) {
+	for local, longest := range map[string]int{"127.0.0.1": 65507, "::1": 65527} {
+		r := newRand(t)
+		nstest.New(t).Do(t, func() {
+			addr, peers := netip.MustParseAddr(local), &VTEPTable{}
+			must(t, peers.Set([]Peer{{Name: "self", Underlay: addr}}))
+			tunnel := openTunnel(t, addr, 1, peers)
+			inner := randomBytes(r, longest-8)
+			from := strangerTo(t, addr, addr)
+			for range 20 {
+				_, err := from.Write(vxlan(7, inner))
+				must(t, err)
+			}
+			in := newReceiver(tunnel)
+			for _, got := range in.receive(t, 20) {
+				if !bytes.Equal(got.bytes, inner) {
+					t.Fatalf("%s: %d bytes arrived of a frame of %d", local, len(got.bytes), len(inner))
+				}
+			}
+			requireDrops(t, &in.st, nil)
+		})
+	}
+}
+
+// When the pool or the burst is full, nothing that was received is lost or overtaken.
+func TestRecvResumes(t *testing.T) {
+	tunnel, peers, _ := loopbackTunnel(t)
+	must(t, peers.Set([]Peer{{Name: "self", Underlay: tunnel.cfg.Local}}))
+	out := newSender(tunnel, 0)
+	const n = 3 * frame.BurstSize
+	for i := range n {
+		out.add(t, fmt.Appendf(nil, "frame %d", i))
+		if out.b.Full() {
+			out.send(t)
+		}
+	}
+	q := tunnel.Rx()[0]
+	var st port.Stats
+	small, big := frame.NewPool(5, frame.DefaultArena), frame.NewPool(2*frame.BurstSize, frame.DefaultArena)
+	next := 0
+	for round := 0; next < n; round++ {
+		p, already := small, 0
+		if round%3 == 2 {
+			p, already = big, frame.BurstSize-7
+		}
+		var b frame.Burst
+		for range already {
+			b.Append(p.Commit(copy(p.Reserve(0, 8), "from TAP")))
+		}
+		more := q.Recv(&b, p, &st)
+		if !more && next+b.Len()-already < n {
+			t.Fatalf("no more behind frame %d of %d", next+b.Len()-already, n)
+		}
+		if b.Len() == already {
+			t.Fatalf("nothing behind frame %d of %d", next, n)
+		}
+		for _, f := range b.Frames()[already:] {
+			if want := fmt.Sprintf("frame %d", next); string(f.Bytes()) != want {
+				t.Fatalf("%q in the place of %q", f.Bytes(), want)
+			}
+			next++
+		}
+		b.Release()
+	}
+	requireDrops(t, &st, nil)
+}
+
+// A flood of invalid datagrams must not hold the worker: a Recv looks at one burst's worth.
+func TestRecvIsBounded(t *testing.T) {
+	tunnel, _, ns := loopbackTunnel(t)
+	ns.Do(t, func() {
+		from := strangerTo(t, tunnel.cfg.Local, tunnel.cfg.Local)
+		for range 5 * frame.BurstSize {
+			_, err := from.Write([]byte("junk"))
+			must(t, err)
+		}
+	})
+	in := newReceiver(tunnel)
+	var b frame.Burst
+	if more := tunnel.Rx()[0].Recv(&b, in.pool, &in.st); !more || b.Len() != 0 {
+		t.Errorf("more %t, %d frames", more, b.Len())
+	}
+	requireDrops(t, &in.st, map[drop.Reason]counted{drop.NotVXLAN: {frame.BurstSize, frame.BurstSize}})
+}
+
+// Any datagram from anywhere is either one frame, with the bytes behind the header, or one drop.
+func FuzzDecap(f *testing.F) {
+	peers := &VTEPTable{}
+	peer := netip.MustParseAddr("10.0.0.1")
+	must(f, peers.Set([]Peer{{Name: "peer", Underlay: peer}}))
+	q := newRxQueue(-1, peers)
+	p := frame.NewPool(1, frame.DefaultArena)
+	f.Add(vxlan(4242, []byte("an inner frame")), true)
+	f.Add(vxlan(4242, []byte("an inner frame")), false)
+	f.Add([]byte{0x08}, true)
+	f.Fuzz(func(t *testing.T, datagram []byte, fromPeer bool) {
+		from := netip.MustParseAddr("10.0.0.2")
+		if fromPeer {
+			from = peer
+		}
+		q.from[0].encode(netip.AddrPortFrom(from, 61000))
+		q.msgs[0].len = uint32(copy(q.slots[0], datagram))
+		q.next, q.got = 0, 1
+		var b frame.Burst
+		var st port.Stats
+		if !q.deliver(&b, p, &st) {
+			t.Fatal("no room in an empty pool")
+		}
+		defer b.Release()
+		reason := drop.None
+		switch {
+		case len(datagram) < 8 || datagram[0]&0x08 == 0:
+			reason = drop.NotVXLAN
+		case !fromPeer:
+			reason = drop.UnknownPeer
+		}
+		if reason != drop.None {
+			if b.Len() != 0 {
+				t.Fatalf("delivered, want %v", reason)
+			}
+			requireDrops(t, &st, map[drop.Reason]counted{reason: {1, 1}})
+			return
+		}
+		vni := uint32(datagram[4])<<16 | uint32(datagram[5])<<8 | uint32(datagram[6])
+		got := b.Frames()[0]
+		if got.VNI != vni || got.Peer != 1 || !bytes.Equal(got.Bytes(), q.slots[0][8:q.msgs[0].len]) {
+			t.Fatalf("VNI %d, want %d, peer %d, %x", got.VNI, vni, got.Peer, got.Bytes())
+		}
+	})
+}

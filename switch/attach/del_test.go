@@ -1,0 +1,99 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"tapyard/bench/nstest"
+	"tapyard/cniplugin/podapi"
+)
+
+func TestDelIsRepeatable(t *testing.T) {
+	n, ns := newNode(t, nil), nstest.New(t)
+	n.add(t, ns, "c1")
+	bare := Request{ContainerID: "c1", IfName: "eth0", NetnsFD: -1}
+	n.del(t, bare)
+	n.assertNothing(t, ns)
+	n.del(t, bare)
+	n.del(t, reqFor(ns, "c1"))
+	n.del(t, reqFor(ns, "never-added"))
+	null, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	n.del(t, Request{ContainerID: "c1", IfName: "eth0", NetnsFD: int(null.Fd())})
+	if err := n.Del(t.Context(), Request{ContainerID: "../x", IfName: "eth0", NetnsFD: -1}); podapi.AsError(err).Code != podapi.CodeEnvironment {
+		t.Errorf("a bad container id: %v", err)
+	}
+	n.assertNothing(t, ns)
+}
+
+func TestDelAfterTheNamespace(t *testing.T) {
+	n := newNode(t, nil)
+	t.Run("pod", func(t *testing.T) { n.add(t, nstest.New(t), "c1") })
+	n.del(t, Request{ContainerID: "c1", IfName: "eth0", NetnsPath: "/run/netns/gone", NetnsFD: -1})
+	n.assertNothing(t)
+}
+
+// A DEL without a record removes what bears this attachment's alias, under any name, and nothing else.
+func TestDelWithoutRecord(t *testing.T) {
+	n, ns := newNode(t, nil), nstest.New(t)
+	for _, c := range []struct{ name, alias string }{
+		{"tytmp0000000001", "tapyard:c1/eth0"}, {"eth0", "tapyard:c2/eth0"}, {"eth1", "tapyard:c1/eth1"}, {"eth2", "mine"},
+	} {
+		if out, err := ns.Command("ip", "tuntap", "add", c.name, "mode", "tap").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if out, err := ns.Command("ip", "link", "set", c.name, "alias", c.alias).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	n.del(t, reqFor(ns, "c1"))
+	links := linksOf(t, ns)
+	if len(links) != 4 || links["eth0"].Name == "" || links["eth1"].Name == "" || links["eth2"].Name == "" {
+		t.Errorf("links %v, want eth0, eth1 and eth2 beside lo", links)
+	}
+}
+
+// The runtime hangs up in the middle of a DEL: workers may still be on the device.
+func TestDelIsNotInterrupted(t *testing.T) {
+	n, ns := newNode(t, nil), nstest.New(t)
+	n.add(t, ns, "c1")
+	ctx, cancel := context.WithCancel(t.Context())
+	withdraw := n.cfg.Withdraw
+	n.cfg.Withdraw = func(inner context.Context, a Attachment) error {
+		cancel()
+		return errors.Join(inner.Err(), withdraw(inner, a))
+	}
+	if err := n.Del(ctx, reqFor(ns, "c1")); err != nil {
+		t.Error(err)
+	}
+	n.assertNothing(t, ns)
+}
+
+// While Withdraw runs, the TAP must be open: its number must not be given to another file.
+func TestTAPOutlivesWithdraw(t *testing.T) {
+	n, ns := newNode(t, nil), nstest.New(t)
+	a := n.add(t, ns, "c1")
+	fd := n.tap(t, a).Rx()[0].FD()
+	withdraw := n.cfg.Withdraw
+	n.cfg.Withdraw = func(ctx context.Context, a Attachment) error {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+			t.Errorf("the TAP is closed already: %v", err)
+		}
+		if linksOf(t, ns)["eth0"].Name == "" {
+			t.Error("the device is gone already")
+		}
+		if len(n.records(t)) != 1 {
+			t.Error("the record is gone already: a kill now would leave the device")
+		}
+		return withdraw(ctx, a)
+	}
+	n.del(t, reqFor(ns, "c1"))
+	n.assertNothing(t, ns)
+}
