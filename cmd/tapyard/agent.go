@@ -27,8 +27,6 @@ import (
 )
 
 func agentCommand() *cobra.Command {
-	var path string
-	flags := defaults()
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the switch of this node",
@@ -43,21 +41,14 @@ The peers file is read again when it changes, and on SIGHUP; a wrong one is refu
 old state keeps forwarding. Pods stay attached when the agent stops; the next start finds them.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&path, "config", defaultConfig, "configuration file")
-	flags.bind(cmd)
+	flags := defaults()
+	flags.bind(cmd) // for --help and for refusing what isn't one; configFrom reads them over the file
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := readConfig(path, cmd.Flags().Changed("config"))
+		c, err := configFrom(os.Args[2:])
+		if err == nil {
+			err = c.check()
+		}
 		if err != nil {
-			return err
-		}
-		// The flags are parsed a second time, over the file's values.
-		over := &cobra.Command{}
-		c.bind(over)
-		over.Flags().String("config", "", "")
-		if err := over.ParseFlags(os.Args[2:]); err != nil {
-			return err
-		}
-		if err := c.check(); err != nil {
 			return err
 		}
 		return runAgent(cmd.Context(), &c)

@@ -101,6 +101,7 @@ func parseLevel(s string) (level slog.Level, err error) { return level, level.Un
 // bind makes every key a flag.
 func (c *config) bind(cmd *cobra.Command) {
 	f := cmd.Flags()
+	f.String("config", defaultConfig, "configuration file")
 	f.StringVar(&c.Name, "name", c.Name, "this node's name, as in the peers file of the others")
 	f.StringVar(&c.Mode, "mode", c.Mode, "routed, or l2: a plain learning switch without gateway, tunnel and host TAP")
 	f.Var(&list[netip.Prefix]{v: &c.PodSubnets, parse: netip.ParsePrefix}, "pod-subnet", "this node's pod subnet, IPv4 or IPv6 (repeatable)")
@@ -113,6 +114,25 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods; 0: the underlay's less the encapsulation")
 	f.IntVar(&c.Workers, "workers", c.Workers, "threads that move frames; 0: one per core, at most 4")
 	f.Var(text[slog.Level]{&c.LogLevel, parseLevel}, "log-level", "debug, info, warn or error")
+}
+
+// configFrom returns the configuration that command-line arguments ask for: defaults, then the file, then
+// the flags.
+func configFrom(args []string) (config, error) {
+	first := defaults()
+	cmd := &cobra.Command{}
+	first.bind(cmd)
+	if err := cmd.ParseFlags(args); err != nil {
+		return first, err
+	}
+	file := cmd.Flags().Lookup("config")
+	c, err := readConfig(file.Value.String(), file.Changed)
+	if err != nil {
+		return c, err
+	}
+	cmd = &cobra.Command{}
+	c.bind(cmd)
+	return c, cmd.ParseFlags(args)
 }
 
 // readConfig returns the file's keys over the defaults. A missing file is an error only if it was named.

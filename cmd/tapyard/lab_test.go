@@ -1,9 +1,13 @@
 package main
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -19,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/bench/nstest"
+	"tapyard/switch/observe"
 )
 
 func TestMain(m *testing.M) { nstest.Main(m) }
@@ -173,6 +178,22 @@ func TestLab(t *testing.T) {
 			}
 		}
 	})
+	t.Run("TCP keeps its payload, and super-frames stay whole on a node", func(t *testing.T) {
+		for _, to := range []string{"n1p2", "n2p1"} {
+			for _, at := range pods[to] {
+				transfer(t, "n1p1", to, at)
+			}
+		}
+		var ports []observe.Port
+		if err := json.Unmarshal([]byte(c.must("show", "ports", "--node", "n1", "-o", "json")), &ports); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range ports {
+			if strings.HasSuffix(p.Name, "n1p1") && p.Rx.WireFrames < 10*p.Rx.Frames {
+				t.Errorf("port %s received %d frames for %d on the wire: want more than 10 each", p.Name, p.Rx.Frames, p.Rx.WireFrames)
+			}
+		}
+	})
 	t.Run("a wrong peers file is refused and a right one takes effect", func(t *testing.T) { c.reload(t, pods) })
 	t.Run("kill -9 of an agent", func(t *testing.T) {
 		c := &cli{t, c.dir}
@@ -310,34 +331,36 @@ type icmpError struct {
 	from  netip.Addr
 }
 
+// inPod runs f on a thread in the pod's network namespace; sockets that it makes stay there.
+func inPod(t *testing.T, pod string, f func() error) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		ns, err := netns.GetFromName("tapyard-" + pod)
+		if err == nil {
+			err = netns.Set(ns)
+			ns.Close()
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatalf("in %s: %v", pod, err)
+	}
+}
+
 // provoke sends a datagram from a pod and returns the ICMP error that comes back, read from the kernel's
 // error queue (ip(7), IP_RECVERR).
-func provoke(t *testing.T, pod string, dst netip.Addr, ttl int) icmpError {
+func provoke(t *testing.T, pod string, dst netip.Addr, ttl int) (got icmpError) {
 	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	own, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer own.Close()
-	ns, err := netns.GetFromName("tapyard-" + pod)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	if err := netns.Set(ns); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := netns.Set(own); err != nil {
-			t.Fatal(err)
-		}
-	}()
-	fd, err := sendOne(dst, ttl)
-	if err != nil {
-		t.Fatal(err)
-	}
+	fd := -1
+	inPod(t, pod, func() (err error) {
+		fd, err = sendOne(dst, ttl)
+		return err
+	})
 	defer unix.Close(fd)
 	oob := make([]byte, 512)
 	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -347,6 +370,42 @@ func provoke(t *testing.T, pod string, dst netip.Addr, ttl int) icmpError {
 		}
 	}
 	return icmpError{}
+}
+
+// transfer sends 16 MiB by TCP and compares the hash of what arrived.
+func transfer(t *testing.T, from, to string, at netip.Addr) {
+	t.Helper()
+	var l net.Listener
+	inPod(t, to, func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
+		return err
+	})
+	defer l.Close()
+	received := make(chan [sha256.Size]byte, 1)
+	go func() {
+		h := sha256.New()
+		if conn, err := l.Accept(); err == nil {
+			_, _ = io.Copy(h, conn) // a short copy has another hash
+			conn.Close()
+		}
+		received <- [sha256.Size]byte(h.Sum(nil))
+	}()
+	payload := make([]byte, 16<<20+1)
+	rng := rand.NewChaCha8([32]byte{1})
+	_, _ = rng.Read(payload)
+	var conn net.Conn
+	inPod(t, from, func() (err error) {
+		conn, err = net.DialTimeout("tcp", l.Addr().String(), 5*time.Second)
+		return err
+	})
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	_, err := conn.Write(payload)
+	if err := errors.Join(err, conn.Close()); err != nil {
+		t.Fatalf("%s to %s at %s: %v", from, to, at, err)
+	}
+	if <-received != sha256.Sum256(payload) {
+		t.Errorf("%s to %s at %s: another payload arrived", from, to, at)
+	}
 }
 
 func sendOne(dst netip.Addr, ttl int) (int, error) {
