@@ -88,7 +88,7 @@ func AsError(err error) *Error {
 
 // CheckNames refuses what the CNI specification does not allow as a container's id or an interface's name,
 // naming the environment variable. Both become parts of file names and of the device's alias.
-func CheckNames(containerID, ifName string) *Error {
+func CheckNames(containerID, ifName string) error {
 	if !validID(containerID) {
 		return Errorf(CodeEnvironment, "CNI_CONTAINERID %q: want 1 to %d letters, digits, '_', '.' or '-', the first a letter or digit", clip(containerID), maxContainerID)
 	}

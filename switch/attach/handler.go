@@ -31,18 +31,18 @@ func (m *Manager) handleAdd(ctx context.Context, r Request, stdin []byte) (json.
 		return nil, podapi.Errorf(podapi.CodeDecode, "decode the network configuration: %v", err)
 	}
 	// Before anything is done, since a result that can't be told would undo it all.
-	if _, err := Result(Attachment{}, conf.CNIVersion); err != nil {
+	if _, err := result(Attachment{}, conf.CNIVersion); err != nil {
 		return nil, err
 	}
 	a, err := m.Add(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	return Result(a, conf.CNIVersion)
+	return result(a, conf.CNIVersion)
 }
 
-// Result returns what ADD prints, in the form of that version of the CNI specification.
-func Result(a Attachment, cniVersion string) (json.RawMessage, error) {
+// result returns what ADD prints, in the form of that version of the CNI specification.
+func result(a Attachment, cniVersion string) (json.RawMessage, error) {
 	dev := &types100.Interface{Name: a.IfName, Mac: a.MAC.String(), Sandbox: a.NetnsPath}
 	if cniVersion == types100.ImplementedSpecVersion {
 		dev.Mtu = a.MTU // 1.1.0 has introduced the key

@@ -3,6 +3,7 @@ package attach
 import (
 	"crypto/sha256"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -21,7 +22,7 @@ type Request struct {
 
 func (r Request) key() string { return r.ContainerID + "/" + r.IfName }
 
-// minMTU is the least that IPv6 works with (RFC 8200 section 5).
+// minMTU is the least that IPv6 works with (RFC 8200 section 5); the kernel takes it off a device with less.
 const minMTU = 1280
 
 // describe makes of a request the attachment that it asks for, without name and addresses.
@@ -38,7 +39,7 @@ func (m *Manager) describe(req Request) (Attachment, error) {
 		return Attachment{}, err
 	}
 	mtu := m.cfg.MTU()
-	if mtu < minMTU {
+	if mtu < minMTU && m.pool(netip.IPv6Unspecified()) != nil {
 		return Attachment{}, fmt.Errorf("an MTU of %d leaves less than the %d bytes that IPv6 needs; set 'mtu', or raise the underlay's", mtu, minMTU)
 	}
 	return Attachment{

@@ -210,7 +210,7 @@ type churn struct {
 
 func (c *churn) run(t *testing.T, dir, id string, rng *rand.Rand) {
 	for ; ; c.attached = !c.attached {
-		time.Sleep(time.Duration(rng.IntN(10_000)) * time.Microsecond)
+		time.Sleep(time.Duration(rng.IntN(40_000)) * time.Microsecond)
 		command := "ADD"
 		if c.attached {
 			command = "DEL"
@@ -246,7 +246,7 @@ func TestKilledAgent(t *testing.T) {
 			podRNG := rand.New(rand.NewPCG(rng.Uint64(), 0))
 			wg.Go(func() { pods[i].run(t, dir, fmt.Sprint("c", i), podRNG) })
 		}
-		time.Sleep(time.Duration(rng.IntN(60_000)) * time.Microsecond)
+		time.Sleep(time.Duration(rng.IntN(120_000)) * time.Microsecond)
 		agent.Process.Kill()
 		agent.Wait()
 		wg.Wait()

@@ -177,29 +177,47 @@ func TestUDPSegmentChecksumZeroIsSentAsOnes(t *testing.T) {
 func TestStartRefuses(t *testing.T) {
 	r := newRand(t)
 	p := frame.NewPool(1, frame.DefaultArena)
-	for name, spoil := range map[string]func(f *frame.Frame){
-		"no GSO":              func(f *frame.Frame) { f.GSOType = wire.GSONone },
-		"UDP fragmentation":   func(f *frame.Frame) { f.GSOType = 3 },
-		"other IP version":    func(f *frame.Frame) { f.GSOType = wire.GSOTCPv6 },
-		"size 0":              func(f *frame.Frame) { f.GSOSize = 0 },
-		"complete checksum":   func(f *frame.Frame) { f.NeedsCsum = false },
-		"checksum elsewhere":  func(f *frame.Frame) { f.CsumOffset = wire.UDPChecksumOffset },
-		"headers too short":   func(f *frame.Frame) { f.HdrLen-- },
-		"headers too long":    func(f *frame.Frame) { f.HdrLen++ },
-		"headers beyond":      func(f *frame.Frame) { f.HdrLen = 65535 },
-		"L4 before L3":        func(f *frame.Frame) { f.CsumStart = 10 },
-		"L4 behind headers":   func(f *frame.Frame) { f.CsumStart = f.HdrLen + 1 },
-		"not IP":              func(f *frame.Frame) { f.Bytes()[12] = 0x88 },
-		"IP shorter":          func(f *frame.Frame) { f.Bytes()[17]-- },
-		"IP header elsewhere": func(f *frame.Frame) { f.Bytes()[14] = 0x46 },
-		"TCP data offset":     func(f *frame.Frame) { f.Bytes()[f.CsumStart+12] = 0xf0 },
+	tcp4 := spec{gso: 1000, payload: 2999}
+	tcp6 := spec{v6: true, gso: 1000, payload: 2999}
+	udp4 := spec{udp: true, gso: 1000, payload: 2999}
+	udp6 := spec{udp: true, v6: true, gso: 1000, payload: 2999}
+	for name, test := range map[string]struct {
+		spec
+		spoil func(f *frame.Frame)
+	}{
+		"no GSO":                {tcp4, func(f *frame.Frame) { f.GSOType = wire.GSONone }},
+		"UDP fragmentation":     {udp4, func(f *frame.Frame) { f.GSOType = 3 }},
+		"IPv4 as IPv6":          {tcp4, func(f *frame.Frame) { f.GSOType = wire.GSOTCPv6 }},
+		"IPv6 as IPv4":          {tcp6, func(f *frame.Frame) { f.GSOType = wire.GSOTCPv4 }},
+		"size 0":                {tcp4, func(f *frame.Frame) { f.GSOSize = 0 }},
+		"complete checksum":     {tcp4, func(f *frame.Frame) { f.NeedsCsum = false }},
+		"TCP, checksum of UDP":  {tcp4, func(f *frame.Frame) { f.CsumOffset = wire.UDPChecksumOffset }},
+		"UDP, checksum of TCP":  {udp4, func(f *frame.Frame) { f.CsumOffset = wire.TCPChecksumOffset }},
+		"TCP headers too short": {tcp4, func(f *frame.Frame) { f.HdrLen-- }},
+		"TCP headers too long":  {tcp6, func(f *frame.Frame) { f.HdrLen++ }},
+		"UDP headers too short": {udp4, func(f *frame.Frame) { f.HdrLen-- }},
+		"UDP headers too long":  {udp4, func(f *frame.Frame) { f.HdrLen++ }},
+		"headers beyond":        {tcp4, func(f *frame.Frame) { f.HdrLen = 65535 }},
+		"L4 before L3":          {tcp4, func(f *frame.Frame) { f.CsumStart = 10 }},
+		"L4 inside IPv6":        {udp6, func(f *frame.Frame) { f.CsumStart, f.HdrLen = f.CsumStart-8, f.HdrLen-8 }},
+		"L4 behind headers":     {tcp4, func(f *frame.Frame) { f.CsumStart = f.HdrLen + 1 }},
+		"not IP":                {tcp4, func(f *frame.Frame) { f.Bytes()[12] = 0x88 }},
+		"IPv4 packet shorter":   {tcp4, func(f *frame.Frame) { f.Bytes()[17]-- }},
+		"IPv6 packet shorter":   {tcp6, func(f *frame.Frame) { f.Bytes()[19]-- }},
+		"IPv4 header longer":    {tcp4, func(f *frame.Frame) { f.Bytes()[14] = 0x46 }},
+		"TCP data offset":       {tcp4, func(f *frame.Frame) { f.Bytes()[f.CsumStart+12] = 0xf0 }},
 	} {
-		f := spec{gso: 1000, payload: 2999}.build(t, r, p)
-		spoil(f)
+		f := test.build(t, r, p)
+		test.spoil(f)
 		if got := segments(t, f); got != nil {
 			t.Errorf("%s: %d segments, want none", name, len(got))
 		}
 		f.Release()
+	}
+	short := commit(t, p, make([]byte, wire.EthernetLen-1))
+	short.Meta = frame.Meta{GSOType: wire.GSOUDPL4, GSOSize: 1, NeedsCsum: true, CsumOffset: wire.UDPChecksumOffset, HdrLen: wire.UDPLen}
+	if got := segments(t, short); got != nil {
+		t.Errorf("a frame shorter than an Ethernet header: %d segments", len(got))
 	}
 }
 
