@@ -90,7 +90,7 @@ func TestRecvResumes(t *testing.T) {
 	for round := 0; next < n; round++ {
 		p, already := small, 0
 		if round%3 == 2 {
-			p, already = big, frame.BurstSize-7
+			p, already = big, frame.BurstSize-3
 		}
 		var b frame.Burst
 		for range already {

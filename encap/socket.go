@@ -43,17 +43,13 @@ var (
 
 // sourceOptions make the kernel set DF, or over IPv6 not fragment, and compare with the device's MTU alone
 // (RFC 7348 section 4.3: a VTEP must not fragment). PROBE instead of DO: anybody can forge the ICMP
-// message that would shrink a path MTU. Over IPv6, a peer with an IPv4 address is an error, not a datagram
-// from another address than the bound one.
+// message that would shrink a path MTU.
 func sourceOptions(local netip.Addr) []option {
-	options := []option{bigSendBuffer, noReceiveBuffer}
+	probe := option{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE}
 	if local.Is4() {
-		return append(options, option{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE})
+		probe = option{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE}
 	}
-	return append(options,
-		option{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
-		option{"IPV6_DONTFRAG", unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1},
-		option{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1})
+	return []option{bigSendBuffer, noReceiveBuffer, probe}
 }
 
 // listen binds n sockets to one address, among which the kernel spreads flows. The first is bound alone

@@ -4,9 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,8 +18,7 @@ import (
 	"tapyard/switch/wire"
 )
 
-// Frames of any bytes and length cross with their VNI and sender; a flow keeps its order and its queue;
-// several flows reach several queues.
+// Frames of any bytes and length cross with their VNI and sender; a flow keeps its order and its queue.
 func TestExchange(t *testing.T) {
 	const flows, bursts = 40, 3
 	for family := range families {
@@ -57,7 +55,7 @@ func TestExchange(t *testing.T) {
 // its flow and its place in it.
 func requireFlows(t *testing.T, want [][]received, all []received) {
 	t.Helper()
-	next, queue, queues := make([]int, len(want)), map[uint32]int{}, map[int]bool{}
+	next, queue := make([]int, len(want)), map[uint32]int{}
 	for _, got := range all {
 		flow, place := binary.BigEndian.Uint32(got.bytes), binary.BigEndian.Uint32(got.bytes[4:])
 		if int(place) != next[flow] {
@@ -75,10 +73,34 @@ func requireFlows(t *testing.T, want [][]received, all []received) {
 			t.Fatalf("flow %d: frame %d arrived as %d bytes, VNI %d, peer %d; want %d bytes, VNI %d, peer %d", flow, place,
 				len(got.bytes), got.vni, got.peer, len(w.bytes), w.vni, w.peer)
 		}
-		queues[got.queue] = true
 	}
-	if len(queues) < 2 {
-		t.Errorf("all flows arrived on one queue: %v", queues)
+}
+
+// Flows reach every receive queue, the first one included, which is shared only after it was bound: 80
+// source ports miss one of 4 queues once in 2 billion runs (4 × (3/4)^80).
+func TestEveryQueueReceives(t *testing.T) {
+	for _, local := range []string{"127.0.0.1", "::1"} {
+		nstest.New(t).Do(t, func() {
+			addr, peers := netip.MustParseAddr(local), &VTEPTable{}
+			must(t, peers.Set([]Peer{{Name: "self", Underlay: addr}}))
+			tunnel := openTunnel(t, addr, 4, peers)
+			for worker := range 5 {
+				out := newSender(tunnel, worker)
+				for flow := range uint32(lanes) {
+					out.add(t, []byte("a frame")).Hash = flow
+				}
+				out.send(t)
+			}
+			var queues [4]int
+			for _, got := range newReceiver(tunnel).receive(t, 5*lanes) {
+				queues[got.queue]++
+			}
+			for _, n := range queues {
+				if n == 0 {
+					t.Errorf("%s: frames by queue: %v", local, queues)
+				}
+			}
+		})
 	}
 }
 
@@ -119,9 +141,9 @@ func TestSendDrops(t *testing.T) {
 	for family := range families {
 		t.Run(family, func(t *testing.T) {
 			a, b := newUnderlay(t, family)
-			other, nowhere := netip.MustParseAddr("192.168.99.9"), netip.MustParseAddr("fd00:99::9")
-			if family == "IPv4" {
-				other, nowhere = nowhere, other
+			nowhere, other := netip.MustParseAddr("192.168.99.9"), netip.MustParseAddr("::1")
+			if family == "IPv6" {
+				nowhere, other = netip.MustParseAddr("fd00:99::9"), netip.MustParseAddr("127.0.0.1")
 			}
 			must(t, a.peers.Set([]Peer{{Name: "b", Underlay: b.addr}, {Name: "nowhere", Underlay: nowhere}, {Name: "other", Underlay: other}}))
 			a.open(t, 1)
@@ -152,8 +174,16 @@ func TestSendDrops(t *testing.T) {
 			})
 			in.receive(t, 9)
 			requireLastError(t, a.tunnel, "nowhere", unix.ENETUNREACH)
+			for range 10 { // in the places of those that failed
+				out.add(t, small)
+			}
+			out.send(t)
+			if got := tally(&out.st.Tx); got != (counted{14, 19}) {
+				t.Errorf("after a burst with failures %+v sent in all, want 14 frames, 19 on the wire", got)
+			}
+			in.receive(t, 10)
 
-			out.add(t, small).Peer = 3
+			out.add(t, small).Peer = 3 // an address of the other family, though one that is reachable
 			out.send(t)
 			requireLastError(t, a.tunnel, "other", map[string]unix.Errno{"IPv4": unix.EAFNOSUPPORT, "IPv6": unix.ENETUNREACH}[family])
 			must(t, a.peers.Set(nil))
@@ -170,7 +200,7 @@ func TestSendDrops(t *testing.T) {
 func requireLastError(t *testing.T, tunnel *Tunnel, peer string, errno unix.Errno) {
 	t.Helper()
 	err := tunnel.LastError()
-	if err == nil || errno != 0 && !errors.Is(err, errno) || !bytes.Contains([]byte(err.Error()), []byte(peer)) {
+	if err == nil || errno != 0 && !errors.Is(err, errno) || !strings.Contains(err.Error(), peer) {
 		t.Errorf("LastError %q, want one with %q and %v", err, peer, errno)
 	}
 }
@@ -253,106 +283,6 @@ func loopbackTunnel(t *testing.T) (*Tunnel, *VTEPTable, *nstest.NS) {
 	n := &node{ns: nstest.New(t), addr: netip.MustParseAddr("127.0.0.1"), peers: &VTEPTable{}}
 	n.open(t, 1)
 	return n.tunnel, n.peers, n.ns
-}
-
-// Whoever starts a second switch, or has a vxlan device, reads who is in the way.
-func TestPortTaken(t *testing.T) {
-	local := netip.MustParseAddr("127.0.0.1")
-	us := fmt.Sprintf("encap.test (pid %d)", os.Getpid())
-	for name, test := range map[string]struct {
-		take func()
-		want string
-	}{
-		"same address":   {func() { takePort(t, &unix.SockaddrInet4{Addr: local.As4(), Port: DefaultPort}, 0) }, us},
-		"shared":         {func() { takePort(t, &unix.SockaddrInet4{Addr: local.As4(), Port: DefaultPort}, 1) }, us},
-		"all IPv4":       {func() { takePort(t, &unix.SockaddrInet4{Port: DefaultPort}, 0) }, us},
-		"all":            {func() { takePort(t, &unix.SockaddrInet6{Port: DefaultPort}, 0) }, us},
-		"another Tunnel": {func() { openTunnel(t, local, 2, &VTEPTable{}) }, us},
-		"kernel": {func() {
-			vx := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx"}, VxlanId: 1, Port: DefaultPort}
-			must(t, netlink.LinkAdd(vx))
-			must(t, netlink.LinkSetUp(vx))
-		}, "the kernel (a vxlan device?"},
-	} {
-		nstest.New(t).Do(t, func() {
-			test.take()
-			before := descriptors(t)
-			_, err := Open(Config{Name: "vxlan0", Local: local, Workers: 2, Peers: &VTEPTable{}})
-			if !errors.Is(err, unix.EADDRINUSE) || !bytes.Contains([]byte(err.Error()), []byte(test.want)) {
-				t.Errorf("%s: error %q, want one with %q", name, err, test.want)
-			}
-			if after := descriptors(t); after != before {
-				t.Errorf("%s: %d descriptors before, %d after a failed Open", name, before, after)
-			}
-		})
-	}
-}
-
-func takePort(t *testing.T, sa unix.Sockaddr, share int) {
-	t.Helper()
-	family := unix.AF_INET
-	if _, v6 := sa.(*unix.SockaddrInet6); v6 {
-		family = unix.AF_INET6
-	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	must(t, err)
-	t.Cleanup(func() { unix.Close(fd) })
-	must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, share))
-	must(t, unix.Bind(fd, sa))
-}
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
-	return len(entries)
-}
-
-func TestOpenRefuses(t *testing.T) {
-	for _, test := range []struct {
-		local string
-		want  string
-	}{
-		{"203.0.113.9", "hasn't that address"},
-		{"0.0.0.0", "not one node's"},
-		{"ff02::1", "not one node's"},
-		{"fe80::1", "one link only"},
-		{"255.255.255.255", "not one node's"},
-	} {
-		before := descriptors(t)
-		_, err := Open(Config{Name: "vxlan0", Local: netip.MustParseAddr(test.local), Workers: 1, Peers: &VTEPTable{}})
-		if err == nil || !bytes.Contains([]byte(err.Error()), []byte(test.want)) {
-			t.Errorf("%s: error %v, want one with %q", test.local, err, test.want)
-		}
-		if after := descriptors(t); after != before {
-			t.Errorf("%s: %d descriptors before, %d after a failed Open", test.local, before, after)
-		}
-	}
-}
-
-// Source ports that others have are left out.
-func TestSourcePortsTaken(t *testing.T) {
-	nstest.New(t).Do(t, func() {
-		for _, p := range []int{firstSourcePort, firstSourcePort + 3} {
-			takePort(t, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: p}, 0)
-		}
-		tunnel := openTunnel(t, netip.MustParseAddr("127.0.0.1"), 1, &VTEPTable{})
-		seen := map[int]bool{firstSourcePort: true, firstSourcePort + 3: true}
-		for _, q := range tunnel.tx {
-			for _, fd := range q.source {
-				sa, err := unix.Getsockname(fd)
-				must(t, err)
-				p := sa.(*unix.SockaddrInet4).Port
-				if p < firstSourcePort || p > lastSourcePort || seen[p] {
-					t.Errorf("source port %d", p)
-				}
-				seen[p] = true
-			}
-		}
-		if len(seen) != 2+2*lanes {
-			t.Errorf("%d source ports of one worker and the slow one", len(seen)-2)
-		}
-	})
 }
 
 // What the sockets lost and what they delivered add up to what was sent.

@@ -1,8 +1,8 @@
 package encap
 
 import (
-	"bytes"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -68,7 +68,7 @@ func TestVTEPTableRefuses(t *testing.T) {
 		"peer n1: underlay address fe80::1%eth0":                  {{Name: "n1", Underlay: netip.MustParseAddr("fe80::1%eth0")}},
 	} {
 		err := table.Set(append([]Peer{{Name: "good", Underlay: netip.MustParseAddr("10.0.0.9")}}, peers...))
-		if err == nil || !bytes.Contains([]byte(err.Error()), []byte(want)) {
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want one with %q", err, want)
 		}
 		if list := table.Peers(); len(list) != 1 || list[0].Name != "old" {

@@ -246,9 +246,12 @@ func (a *agent) watchPeers(ctx context.Context) error {
 	return nil
 }
 
-// listen replaces the socket that a predecessor left; that none is alive is known, because the TAPs and
-// the database are ours.
+// listen replaces the socket that a predecessor left, unless somebody still answers on it.
 func listen(path string) (net.Listener, error) {
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("listen on %s: another agent answers there; stop it, or give this one its own runDir", path)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
 	}

@@ -65,7 +65,7 @@ var table = [Count]struct{ name, explain string }{
 	None:            {"none", "not dropped"},
 	ShortRead:       {"short_read", "the device delivered fewer bytes than its own offload header"},
 	NotVXLAN:        {"not_vxlan", "a datagram on the tunnel's UDP port is no VXLAN: shorter than 8 bytes or without the I flag"},
-	UnknownPeer:     {"unknown_peer", "a tunnel datagram came from an address that is no peer; see 'tapyard show peers'"},
+	UnknownPeer:     {"unknown_peer", "a tunnel datagram came from an address that is no peer, or a frame was for one that left; see 'tapyard show peers'"},
 	UnknownVNI:      {"unknown_vni", "a tunnel datagram carries a VNI that this node doesn't have"},
 	ShortEthernet:   {"short_ethernet", "shorter than an Ethernet header"},
 	MulticastSource: {"multicast_source", "the source MAC is a group address, which no station owns (IEEE 802.3 3.2.3)"},
