@@ -2,8 +2,7 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
+	"io"
 	"os/signal"
 
 	"github.com/spf13/cobra"
@@ -22,6 +21,7 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 	cmd.AddCommand(
 		compareCommand("pps", "frames per second between two pods on one node", PPS),
 		compareCommand("tcp", "throughput of one TCP stream between two pods on one node", TCP),
+		restartCommand(),
 		workerCommand(),
 	)
 	return cmd
@@ -30,31 +30,50 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 // compareCommand is the command of a benchmark that compares with peers.
 func compareCommand(name, short string, benchmark func(context.Context, Config) (*Report, error)) *cobra.Command {
 	var cfg Config
+	cmd := benchmarkCommand(name, short, func(ctx context.Context, progress io.Writer) (*Report, error) {
+		cfg.Progress = progress
+		return benchmark(ctx, cfg)
+	})
+	cmd.Flags().StringSliceVar(&cfg.Peers, "peers", []string{"raw"}, "what to measure beside the switch: "+peerNames())
+	cmd.Flags().IntVar(&cfg.Repeat, "repeat", 5, "rounds, in each of which every subject runs once")
+	return cmd
+}
+
+func restartCommand() *cobra.Command {
+	var cfg RestartConfig
+	cmd := benchmarkCommand("restart", "what pods of a lab notice when agents are killed", func(ctx context.Context, progress io.Writer) (*Report, error) {
+		cfg.Progress = progress
+		return Restart(ctx, cfg)
+	})
+	cmd.Flags().IntVar(&cfg.Kills, "kills", 10, "how many agents to kill, the nodes' in turn")
+	return cmd
+}
+
+// benchmarkCommand runs a benchmark until it is done or interrupted, and writes its report.
+func benchmarkCommand(name, short string, run func(context.Context, io.Writer) (*Report, error)) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   name,
 		Short: short,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return fmt.Errorf("output %q: it is table or json", output)
+			asJSON, err := wantsJSON(output)
+			if err != nil {
+				return err
 			}
 			cmd.SilenceUsage = true
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
-			cfg.Progress = cmd.ErrOrStderr()
-			report, err := benchmark(ctx, cfg)
+			report, err := run(ctx, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
-			if output == "json" {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(report)
+			if asJSON {
+				return writeIndented(cmd.OutOrStdout(), report)
 			}
 			return report.WriteTable(cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().StringSliceVar(&cfg.Peers, "peers", []string{"raw"}, "what to measure beside the switch: "+peerNames())
-	cmd.Flags().IntVar(&cfg.Repeat, "repeat", 5, "rounds, in each of which every subject runs once")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	bindOutput(cmd, &output)
 	return cmd
 }

@@ -44,11 +44,13 @@ var labClusterCIDRs = []string{"10.244.0.0/16", "fd00:10:244::/48"}
 
 // LabConfig says what LabUp builds.
 type LabConfig struct {
-	Nodes     int       `json:"nodes"`     // 1 to 244
-	Pods      int       `json:"pods"`      // per node, 0 to 252
-	Workers   int       `json:"workers"`   // of each node's agent; 0: the agent's default
-	Underlay6 bool      `json:"underlay6"` // tunnels over IPv6
-	Progress  io.Writer `json:"-"`         // a line per step; nil: nowhere
+	Nodes     int  `json:"nodes"`     // 1 to 244
+	Pods      int  `json:"pods"`      // per node, 0 to 252
+	Workers   int  `json:"workers"`   // of each node's agent; 0: the agent's default
+	Underlay6 bool `json:"underlay6"` // tunnels over IPv6
+
+	Executable string    `json:"-"` // the tapyard binary, with tapyard-cni beside it; "" is this process's own
+	Progress   io.Writer `json:"-"` // a line per step; nil: nowhere
 }
 
 // Lab is several nodes with pods on one machine, in network namespaces. A process of its own, the
@@ -157,9 +159,9 @@ func labPlan(cfg LabConfig) (*Lab, error) {
 	if cfg.Pods < 0 || cfg.Pods > labMaxPods {
 		return nil, fmt.Errorf("%d pods on a node: a lab has 0 to %d", cfg.Pods, labMaxPods)
 	}
-	exe, err := os.Executable()
+	exe, err := labExecutable(cfg.Executable)
 	if err != nil {
-		return nil, fmt.Errorf("find this program: %w", err)
+		return nil, fmt.Errorf("find the tapyard binary: %w", err)
 	}
 	l := &Lab{ID: rand.Text(), Exe: exe, Config: cfg}
 	for i := 1; i <= cfg.Nodes; i++ {
@@ -177,6 +179,18 @@ func labPlan(cfg LabConfig) (*Lab, error) {
 		}
 	}
 	return l, nil
+}
+
+// labExecutable returns the binary as /proc names it for its processes.
+func labExecutable(path string) (string, error) {
+	if path == "" {
+		return os.Executable()
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(path)
 }
 
 // labHost returns the LAN's host n in both families, the tunnels' one first.

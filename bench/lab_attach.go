@@ -76,8 +76,13 @@ func (l *Lab) attach(ctx context.Context, agent, name, netnsName string) (*types
 	return result, nil
 }
 
-// detach succeeds for what isn't attached, or only half, and when the agent is gone.
+// detach succeeds for what isn't attached, or only half. When the agent is dead it does nothing: the device
+// goes with its namespace, the agent's record with the lab's folder.
 func (l *Lab) detach(ctx context.Context, agent, name, netnsName string) error {
+	pids, err := l.pidsOf(agent)
+	if len(pids) == 0 || err != nil {
+		return err
+	}
 	cni, conf, err := l.cni(agent)
 	if err == nil {
 		err = cni.DelNetworkList(ctx, conf, labRuntimeConf(name, netnsName))

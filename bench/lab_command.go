@@ -73,10 +73,13 @@ func labStatusCommand() *cobra.Command {
 				return err
 			}
 			asJSON, err := wantsJSON(output)
-			if err != nil || !asJSON {
-				return firstError(err, func() error { return l.writeStatus(cmd.OutOrStdout()) })
+			switch {
+			case err != nil:
+				return err
+			case asJSON:
+				return l.writeStatusJSON(cmd.OutOrStdout())
 			}
-			return l.writeStatusJSON(cmd.OutOrStdout())
+			return l.writeStatus(cmd.OutOrStdout())
 		},
 	}
 	bindOutput(cmd, &output)
@@ -209,13 +212,6 @@ func wantsJSON(output string) (bool, error) {
 		return false, fmt.Errorf("output %q: leave it out for a table, or use json", output)
 	}
 	return output == "json", nil
-}
-
-func firstError(err error, next func() error) error {
-	if err != nil {
-		return err
-	}
-	return next()
 }
 
 // labStatus is the answer of `lab status -o json`.

@@ -70,7 +70,7 @@ func (l *Lab) awaitReady(ctx context.Context) error {
 			l.Pods, l.Ready = now.Pods, true
 			return nil
 		case ctx.Err() != nil:
-			return ctx.Err()
+			return errors.New("interrupted")
 		case time.Now().After(deadline):
 			return fmt.Errorf("the lab is not ready after %v", labPatience)
 		}

@@ -152,7 +152,7 @@ func (a *labAgent) run() (stopped bool) {
 	go func() { ended <- cmd.Wait() }()
 	select {
 	case err = <-ended:
-		fmt.Printf("agent %s (process %d) died: %v\n", a.name, cmd.Process.Pid, err)
+		fmt.Printf("%s agent %s (process %d) died: %v\n", time.Now().Format(time.DateTime), a.name, cmd.Process.Pid, err)
 		if !cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() { // killing an agent is what a lab is for
 			a.fail(fmt.Errorf("it ended by itself: %w", err))
 		}

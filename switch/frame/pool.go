@@ -49,13 +49,9 @@ func (p *Pool) Reserve(before, n int) []byte {
 
 // Commit turns the first n bytes (without the header) of what Reserve returned into a frame with zero
 // Meta, which belongs to the caller until Release.
-func (p *Pool) Commit(n int) *Frame { return p.CommitAt(0, n) }
-
-// CommitAt is Commit for a frame that begins skip bytes into the reserved bytes, behind an outer header
-// that is no longer needed and becomes headroom.
-func (p *Pool) CommitAt(skip, n int) *Frame {
+func (p *Pool) Commit(n int) *Frame {
 	f := p.take()
-	f.off = p.used + Headroom + skip
+	f.off = p.used + Headroom
 	f.buf = p.arena[f.off : f.off+n : f.off+n]
 	p.used = (f.off + n + 15) &^ 15
 	return f
