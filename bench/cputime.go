@@ -22,29 +22,48 @@ func processCPU(pid int) (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// machineBusy returns how long the machine's CPUs together were not idle, in steps of 10 ms. Time that a
-// hypervisor stole is not counted: nobody here used it.
+// machineBusy returns how long the machine's CPUs together were not idle since it started. The kernel
+// knows idle time to the microsecond, whereas it samples busy time at its ticks, which coincide with the
+// sleeps of a paced generator; so busy is what is left. Time that a hypervisor stole nobody here has used.
 func machineBusy() (time.Duration, error) {
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return 0, err
 	}
-	line, _, _ := strings.Cut(string(stat), "\n")
-	fields := strings.Fields(line)
-	// cpu user nice system idle iowait irq softirq steal; user includes guests.
-	if len(fields) < 8 || fields[0] != "cpu" {
-		return 0, fmt.Errorf("/proc/stat begins with %q", line)
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0, fmt.Errorf("read the time since boot: %w", err)
 	}
+	total, each, _ := strings.Cut(string(stat), "\n")
+	idle, err := idleTime(total)
+	if err != nil {
+		return 0, fmt.Errorf("/proc/stat: %w", err)
+	}
+	cpus := 0
+	for line := range strings.Lines(each) {
+		if strings.HasPrefix(line, "cpu") {
+			cpus++
+		}
+	}
+	return time.Duration(cpus)*time.Duration(now.Nano()) - idle, nil
+}
+
+// idleTime reads idle, iowait and steal of a line
+// "cpu user nice system idle iowait irq softirq steal guest guest_nice".
+func idleTime(line string) (idle time.Duration, err error) {
 	const tick = time.Second / 100 // USER_HZ is 100 on every architecture that Go runs on
-	var busy time.Duration
-	for _, i := range []int{1, 2, 3, 6, 7} {
+	fields := strings.Fields(line)
+	if len(fields) < 9 {
+		return 0, fmt.Errorf("%d fields in %q, want at least 9", len(fields), line)
+	}
+	for _, i := range []int{4, 5, 8} {
 		n, err := strconv.ParseInt(fields[i], 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("/proc/stat: %w", err)
+			return 0, err
 		}
-		busy += time.Duration(n) * tick
+		idle += time.Duration(n) * tick
 	}
-	return busy, nil
+	return idle, nil
 }
 
 // cpuUse is CPU time used between two readings.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -54,6 +55,7 @@ type demo struct {
 	keep  bool
 	start time.Time
 	lab   *Lab
+	procs []LabProcess // of the lab when it was ready
 }
 
 // demoStep is a chapter of the demo.
@@ -108,6 +110,9 @@ func (d *demo) conclude(err error) error {
 func (d *demo) up(ctx context.Context) (err error) {
 	if d.lab, err = LabUp(ctx, d.cfg); err != nil {
 		return fmt.Errorf("lab up: %w", err)
+	}
+	if d.procs, err = d.lab.Processes(); err != nil {
+		return err
 	}
 	return d.lab.writeStatus(d.out)
 }
@@ -178,8 +183,11 @@ func (d *demo) pps(ctx context.Context) error {
 	return report.WriteTable(d.out)
 }
 
-// ledgers shows each agent's ledger at rest.
+// ledgers shows each agent's ledger at rest. An agent that died has begun a new one, which would balance too.
 func (d *demo) ledgers(ctx context.Context) error {
+	if err := d.sameProcesses(); err != nil {
+		return err
+	}
 	t := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "AGENT\tRX\tORIGINATED\tCOPIED\tSPLIT\tTX\tCONSUMED\tDROPS\tIN FLIGHT\tBUFFERS OUT\t")
 	var wrong []string
@@ -201,6 +209,18 @@ func (d *demo) ledgers(ctx context.Context) error {
 		return fmt.Errorf("the ledger of %s doesn't balance", strings.Join(wrong, ", "))
 	}
 	fmt.Fprintln(d.out, "rx + originated + copied + split = tx + consumed + drops, everywhere")
+	return nil
+}
+
+// sameProcesses fails when an agent died meanwhile, though the supervisor has started it again.
+func (d *demo) sameProcesses() error {
+	now, err := d.lab.Processes()
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(now, d.procs) {
+		return fmt.Errorf("processes of the lab died: there were %v, now %v; the supervisor says: %s", d.procs, now, labTail(labSupervisorLog()))
+	}
 	return nil
 }
 

@@ -49,6 +49,9 @@ func (s *session) round(ctx context.Context, title string, metrics []metric, run
 	var figures []values
 	for _, sub := range s.subjects {
 		v, err := run(ctx, sub)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		if err != nil {
 			s.say("%s %s: %v", title, sub.name(), err)
 			return nil, fmt.Errorf("%s: %w", sub.name(), err)

@@ -38,21 +38,17 @@ var ppsMetrics = []metric{
 
 // PPS measures frames per second of 64-byte UDP frames of one flow between two pods on one node: as fast as
 // the sender's device takes them ("burst"), and at a fixed load ("paced").
-func PPS(ctx context.Context, cfg Config) (report *Report, err error) {
-	s, err := openSession(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	report = s.newReport()
-	for _, sc := range ppsScenarios {
-		rows, err := s.pps(ctx, sc)
-		if err != nil {
-			return nil, err
+func PPS(ctx context.Context, cfg Config) (*Report, error) {
+	return compare(ctx, cfg, func(ctx context.Context, s *session) (rows []Row, err error) {
+		for _, sc := range ppsScenarios {
+			r, err := s.pps(ctx, sc)
+			if err != nil {
+				return nil, err
+			}
+			rows = append(rows, r...)
 		}
-		report.Rows = append(report.Rows, rows...)
-	}
-	return report, nil
+		return rows, nil
+	})
 }
 
 // pps measures one scenario.
@@ -74,6 +70,9 @@ func (s *session) pps(ctx context.Context, sc scenario) ([]Row, error) {
 		}
 		if err := a.check(); err != nil {
 			return nil, err
+		}
+		if sc.rate == 0 && a.generator.Refused == 0 {
+			s.say("%s %s: its device was never full, so that the generator was the limit, not the switch; compare CPU time", base, sub.name())
 		}
 		return a.figures(alone), nil
 	})

@@ -153,11 +153,7 @@ func short(v float64) string {
 	return fmt.Sprintf("%.3g", v)
 }
 
-// newReport fills in what the figures were measured on.
-func (s *session) newReport() *Report {
-	return &Report{Host: hostLine(), Commit: commit(), Absent: s.absent}
-}
-
+// hostLine says what the figures were measured on.
 func hostLine() string {
 	var uts unix.Utsname
 	kernel := "unknown"

@@ -39,6 +39,23 @@ type session struct {
 	absent        map[string]string // peers that this machine can't run, and why
 }
 
+// compare brings the switch and its peers up, measures them and takes all down again.
+func compare(ctx context.Context, cfg Config, measure func(context.Context, *session) ([]Row, error)) (report *Report, err error) {
+	s, err := openSession(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	rows, err := measure(ctx, s)
+	if ctx.Err() != nil {
+		err = errors.New("interrupted") // instead of how the workers ended
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Report{Host: hostLine(), Commit: commit(), Rows: rows, Absent: s.absent}, nil
+}
+
 // openSession starts the switch and its peers. The caller must close the session.
 func openSession(ctx context.Context, cfg Config) (*session, error) {
 	s, err := prepare(cfg)

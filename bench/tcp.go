@@ -21,18 +21,11 @@ var tcpMetrics = []metric{
 }
 
 // TCP measures one stream between two pods on one node.
-func TCP(ctx context.Context, cfg Config) (report *Report, err error) {
-	s, err := openSession(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	report = s.newReport()
-	report.Rows, err = s.tcp(ctx)
-	return report, err
+func TCP(ctx context.Context, cfg Config) (*Report, error) {
+	return compare(ctx, cfg, tcp)
 }
 
-func (s *session) tcp(ctx context.Context) ([]Row, error) {
+func tcp(ctx context.Context, s *session) ([]Row, error) {
 	const base = "tcp.samenode"
 	for _, sub := range s.subjects {
 		if _, err := s.stream(ctx, sub, tcpWarmUp); err != nil {
