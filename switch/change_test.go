@@ -9,10 +9,48 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tapyard/switch/port"
 	"tapyard/switch/port/porttest"
 	"tapyard/switch/wire"
 )
+
+// A station that moves away and back was once believed to be where a worker's cache had seen it.
+func TestAStationThatMovesBackIsLearnedAgain(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	x := wire.MAC{10, 9, 9, 9, 9, 9}
+	from := func(p *porttest.Port) port.ID {
+		r.run(p, plain(udp(t, x, wire.Broadcast, a4, b4, 64, "x")))
+		dest, _ := r.sw.fdb.Lookup(testVNI, x)
+		return dest.Port
+	}
+	for _, p := range []*porttest.Port{r.podA, r.podB, r.podA} {
+		if got := from(p); got != r.ids[p] {
+			t.Errorf("seen at port %d, learned at %d", r.ids[p], got)
+		}
+	}
+}
+
+// A device that is deleted under its port reports EPOLLERR for ever; the worker must not spin on it.
+func TestADeletedDeviceIsPolledNoMore(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	w := r.sw.workers[0]
+	r.podA.Inject(plain(udp(t, macA, macB, a4, b4, 64, "x")))
+	w.reader.Online()
+	gone := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLERR, Fd: int32(r.ids[r.podA])}
+	w.pass(gone) // what it had left is still taken
+	w.pass(gone)
+	r.podA.Inject(plain(udp(t, macA, macB, a4, b4, 64, "x")))
+	var events [4]unix.EpollEvent
+	if n, err := unix.EpollWait(w.epoll, events[:], 0); n != 0 || err != nil {
+		t.Errorf("%d events, %v: the queue is still polled", n, err)
+	}
+	w.pass(unix.EpollEvent{Fd: int32(r.ids[r.podA])})
+	if n := len(r.podB.Sent()); n != 2 {
+		t.Errorf("%d frames arrived, want 2", n)
+	}
+}
 
 // TestChangesUnderTraffic attaches, routes and detaches pods while others talk through running workers.
 // Under the race detector it is the proof of the concurrency contracts; without it, of the ledger.
@@ -21,6 +59,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	sw.Start()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {

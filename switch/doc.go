@@ -1,7 +1,7 @@
 // Package vswitch is the switch: workers that move bursts of frames through five stages, the tables that
 // they read, and the slow path. ("switch" is a Go keyword.)
 //
-//	         ┌── *Snapshot (atomic.Pointer): generation, ports, networks; refers to the live FIB, Adjacencies, FDB, Neighbors
+//	         ┌── *Snapshot (atomic.Pointer): generation, ports, networks; beside it the live FIB, Adjacencies, FDB, Neighbors
 //	Port ─► recv ─► parse ─► lookup ─► act ─► send ─► Port      (encap.Tunnel is a Port: it decapsulates in Recv, encapsulates in Send)
 //	        Burst   Parsed   verdict   rewrite  grouped by port
 //	                   └────── punt (bounded, per-port quotas; drops and counts when full) ─► slow worker: learn, ARP/ND, ICMP

@@ -96,7 +96,8 @@ func (s *slowWorker) answerEcho(net *network, p *punt) drop.Reason {
 	case p.parsed.Kind == wire.KindIPv4 && p.parsed.Proto == wire.ProtoICMPv4 &&
 		l4[0] == wire.ICMPv4Echo && wire.ICMPv4(l4).ChecksumOK():
 		reply, proto = wire.ICMPv4EchoReply, wire.ProtoICMPv4
-	case p.parsed.Kind == wire.KindIPv6 && p.parsed.Proto == wire.ProtoICMPv6 && l4[0] == wire.ICMPv6Echo:
+	case p.parsed.Kind == wire.KindIPv6 && p.parsed.Proto == wire.ProtoICMPv6 && l4[0] == wire.ICMPv6Echo &&
+		wire.ICMPv6(l4).ChecksumOK(wire.PseudoHeader(p.bytes()[p.parsed.L3:], true, wire.ProtoICMPv6, len(l4))):
 		reply, proto = wire.ICMPv6EchoReply, wire.ProtoICMPv6
 	default:
 		return drop.LocalUnhandled

@@ -14,23 +14,22 @@ type learnEvent struct {
 	mac wire.MAC
 }
 
-// learnCache remembers the last source of the worker's bursts that needed nothing, because the frames of
-// a burst mostly come from one station. A change of the table behind it is noticed with the next other
-// station, or when the burst comes from another port.
+// learnCache remembers the last source of the burst that needed nothing, because the frames of a burst
+// mostly come from one station.
 type learnCache struct {
-	in  *portState
-	mac wire.MAC
+	known bool
+	mac   wire.MAC
 }
 
 // learn asks the slow worker to learn the frame's source when the FDB doesn't have it behind this port.
 func (w *worker) learn(f *frame.Frame) {
 	src := wire.Ethernet(f.Bytes()).Src()
-	if w.learned.in == w.in && w.learned.mac == src {
+	if w.learned.known && w.learned.mac == src {
 		return
 	}
 	dest, known := w.sw.fdb.Lookup(f.VNI, src)
 	if known && dest.Port == w.in.id {
-		w.learned = learnCache{w.in, src}
+		w.learned = learnCache{true, src}
 		return
 	}
 	if !admit(&w.in.quota.events, eventsPerPort) {
@@ -51,7 +50,7 @@ func (s *slowWorker) learnNow(e learnEvent) {
 	if s.sw.snapshot.Load().port(e.in.id) == e.in {
 		outcome := s.sw.fdb.Learn(e.vni, e.mac, port.Dest{Port: e.in.id})
 		if outcome == fdb.Moved {
-			s.sw.log.Info("station moved", "mac", e.mac, "vni", e.vni, "port", e.in.port.Name())
+			s.sw.log.Debug("station moved", "mac", e.mac, "vni", e.vni, "port", e.in.port.Name())
 		}
 	}
 	e.in.quota.events.Add(-1)

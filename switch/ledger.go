@@ -80,6 +80,9 @@ func (sw *Switch) Ledger() Ledger {
 			l.add(ps)
 		}
 	}
+	for _, ps := range sw.leaving {
+		l.add(ps)
+	}
 	for _, w := range append([]*worker{sw.slow.worker}, sw.workers...) {
 		l.PoolLive += w.live.Load()
 	}

@@ -43,23 +43,22 @@ type routing struct {
 
 // lookup is the third stage: it decides about every frame and changes none.
 func (w *worker) lookup() {
-	w.routing.n4, w.routing.n6 = 0, 0
 	var net *network
 	for i, f := range w.burst.Frames() {
 		if w.verdicts[i].reason != drop.None {
 			continue
 		}
 		if net == nil || net.VNI != f.VNI {
+			w.routing.finish(w, net)
 			if net = w.snap.network(f.VNI); net == nil {
 				w.verdicts[i].reason = drop.UnknownVNI
 				continue
 			}
-			w.routing.finish(w)
 		}
 		w.verdicts[i].net = net
 		w.classify(i, f, net)
 	}
-	w.routing.finish(w)
+	w.routing.finish(w, net)
 }
 
 // classify decides about one frame by its MAC addresses, or queues it for routing.
@@ -73,7 +72,9 @@ func (w *worker) classify(i int, f *frame.Frame, net *network) {
 	case p.Kind == wire.KindARP || p.ND:
 		w.classifyNeighbor(v, f, p, dst)
 	case dst == net.RouterMAC && net.routes():
-		w.routing.add(i, p)
+		if !w.routing.add(i, p) {
+			v.reason = drop.NotIP
+		}
 	default:
 		w.classifyL2(v, dst)
 	}
@@ -126,7 +127,8 @@ func requested(b []byte, p *wire.Parsed) (target netip.Addr, asks bool) {
 	return ns.Target(), true
 }
 
-func (r *routing) add(i int, p *wire.Parsed) {
+// add queues a packet for the FIB, or says that it is none.
+func (r *routing) add(i int, p *wire.Parsed) bool {
 	switch p.Kind {
 	case wire.KindIPv4:
 		r.keys4[r.n4] = be32(p.Dst[:])
@@ -136,24 +138,24 @@ func (r *routing) add(i int, p *wire.Parsed) {
 		r.keys6[r.n6] = fib.Key6{Hi: be64(p.Dst[:8]), Lo: be64(p.Dst[8:])}
 		r.index6[r.n6] = uint8(i)
 		r.n6++
+	default:
+		return false
 	}
+	return true
 }
 
-// finish looks up what was collected, which is of one VNI. The adjacencies are loaded after the FIB was
-// asked: an index is published only when its adjacency is there.
-func (r *routing) finish(w *worker) {
-	if r.n4 > 0 {
-		net := w.verdicts[r.index4[0]].net
-		net.fib.View().Lookup4Batch(r.keys4[:r.n4], r.hops[:r.n4])
-		w.resolve(r.index4[:r.n4], r.hops[:])
-		r.n4 = 0
+// finish looks up what was collected, which is of one VNI, in one View. The adjacencies are loaded after
+// the FIB was asked: an index is published only when its adjacency is there.
+func (r *routing) finish(w *worker, net *network) {
+	if r.n4+r.n6 == 0 {
+		return
 	}
-	if r.n6 > 0 {
-		net := w.verdicts[r.index6[0]].net
-		net.fib.View().Lookup6Batch(r.keys6[:r.n6], r.hops[:r.n6])
-		w.resolve(r.index6[:r.n6], r.hops[:])
-		r.n6 = 0
-	}
+	view := net.fib.View()
+	view.Lookup4Batch(r.keys4[:r.n4], r.hops[:r.n4])
+	w.resolve(r.index4[:r.n4], r.hops[:])
+	view.Lookup6Batch(r.keys6[:r.n6], r.hops[:r.n6])
+	w.resolve(r.index6[:r.n6], r.hops[:])
+	r.n4, r.n6 = 0, 0
 }
 
 func (w *worker) resolve(index []uint8, hops []fib.NextHop) {

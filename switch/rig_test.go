@@ -47,7 +47,7 @@ func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func newRig(t testing.TB, capsB port.Caps) *rig {
 	t.Helper()
-	sw, err := build(Config{Workers: 1, Log: slog.New(slog.DiscardHandler)})
+	sw, err := New(Config{Workers: 1, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

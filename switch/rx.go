@@ -23,7 +23,19 @@ func (w *worker) recv(ev unix.EpollEvent) (more bool) {
 		return false
 	}
 	w.st = &w.in.stats[w.id]
-	return w.in.rx[ev.Pad].Recv(&w.burst, w.pool, w.st)
+	w.learned = learnCache{}
+	more = w.in.rx[ev.Pad].Recv(&w.burst, w.pool, w.st)
+	if ev.Events&unix.EPOLLERR != 0 && !more && w.burst.Len() == 0 {
+		w.unpollGone(w.in.rx[ev.Pad])
+	}
+	return more
+}
+
+// unpollGone ends the polling of a device that was deleted under its port: its descriptor would report
+// EPOLLERR again and again until the port is detached.
+func (w *worker) unpollGone(q port.RxQueue) {
+	_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, q.FD(), nil) // there is nobody to tell
+	w.sw.log.Warn("the device of a port is gone; its pod was removed without a DEL, or deleted it", "port", w.in.port.Name())
 }
 
 func (w *worker) owns(ps *portState, queue int) bool {

@@ -61,14 +61,15 @@ type portState struct {
 	role   Role
 	vni    uint32
 	worker int // that owns the receive queue, or the first of several
+	polled int // receive queues that are registered with their workers; for set-up only
 	rx     []port.RxQueue
 	tx     []port.TxQueue // by worker, the slow worker last
 	stats  []port.Stats   // likewise
 	quota  puntQuota
 }
 
-// Snapshot is what workers load once per burst: it never changes after it is published. It refers to
-// tables that live on: FIB, Adjacencies, FDB, Neighbors.
+// Snapshot is what workers load once per burst: it never changes after it is published. The tables live
+// on beside it: the FIB of each network, and the switch's Adjacencies, FDB and Neighbors.
 type Snapshot struct {
 	Generation uint64
 	ports      []*portState // by port.ID; nil where none is attached
@@ -116,9 +117,9 @@ func (s *Snapshot) compile() {
 }
 
 // freeID returns the lowest ID that no port has.
-func (s *Snapshot) freeID() (port.ID, error) {
+func (sw *Switch) freeID(s *Snapshot) (port.ID, error) {
 	for id, ps := range s.ports {
-		if ps == nil {
+		if ps == nil && sw.leaving[port.ID(id)] == nil {
 			return port.ID(id), nil
 		}
 	}

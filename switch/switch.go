@@ -2,6 +2,7 @@ package vswitch
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -47,44 +48,40 @@ type Switch struct {
 	routes      map[uint32]map[netip.Prefix]fib.NextHop // by VNI
 	queues      []int                                   // receive queues per worker
 	departed    Ledger                                  // what detached ports counted
+	leaving     map[port.ID]*portState                  // out of the Snapshot, but perhaps still in a worker's hands
 	stopped     bool
 }
 
-// New returns a switch with its workers running and nothing attached.
+// New returns a switch with nothing attached, whose workers don't run before Start.
 func New(cfg Config) (*Switch, error) {
-	sw, err := build(cfg)
-	if err != nil {
-		return nil, err
-	}
-	for _, w := range sw.workers {
-		sw.running.Go(w.run)
-	}
-	sw.slowEnded.Go(sw.slow.run)
-	return sw, nil
-}
-
-// build returns a switch whose workers don't run yet.
-func build(cfg Config) (*Switch, error) {
 	if cfg.Workers < 1 || cfg.Workers > maxWorkers {
 		return nil, fmt.Errorf("%d workers: at least 1, at most %d", cfg.Workers, maxWorkers)
 	}
 	sw := &Switch{
 		log: cfg.Log, fdb: fdb.New(maxFDBEntries), neighbors: neigh.New(),
 		adjacencies: newAdjacencies(), routes: map[uint32]map[netip.Prefix]fib.NextHop{},
-		queues: make([]int, cfg.Workers),
+		queues: make([]int, cfg.Workers), leaving: map[port.ID]*portState{},
 	}
 	local := &portState{id: port.Local, role: roleLocal, stats: make([]port.Stats, cfg.Workers+1)}
 	sw.snapshot.Store(&Snapshot{ports: []*portState{local}})
 	for i := range cfg.Workers {
 		w := newWorker(sw, i)
-		var err error // without a descriptor for each worker the process can do nothing but end
-		if w.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-			return nil, fmt.Errorf("epoll_create1: %w", err)
+		if err := w.open(); err != nil { // a process without descriptors for its workers can only end
+			return nil, fmt.Errorf("worker %d: %w", i, err)
 		}
 		sw.workers = append(sw.workers, w)
 	}
 	sw.slow = newSlowWorker(sw, cfg.Workers)
 	return sw, nil
+}
+
+// Start has the workers move frames. What is attached and routed before needs no order: frames wait in
+// the kernel meanwhile, and none is refused for a route that is still to come.
+func (sw *Switch) Start() {
+	for _, w := range sw.workers {
+		sw.running.Go(w.run)
+	}
+	sw.slowEnded.Go(sw.slow.run)
 }
 
 // maxWorkers: more than 64 threads that each send on every port would spend their time on each other.
@@ -129,22 +126,21 @@ func (sw *Switch) Attach(p port.Port, role Role, vni uint32) (port.ID, error) {
 			return 0, fmt.Errorf("attach port %s: a port of that name is attached already", p.Name())
 		}
 	}
-	id, err := snap.freeID()
+	id, err := sw.freeID(snap)
 	if err != nil {
 		return 0, fmt.Errorf("attach port %s: %w", p.Name(), err)
 	}
+	// Workers ignore the events of a port that they don't know yet.
 	ps := sw.newPortState(id, p, role, vni)
+	if err := sw.poll(ps); err != nil {
+		sw.unpoll(ps)
+		return 0, fmt.Errorf("attach port %s: %w", p.Name(), err)
+	}
 	if int(id) == len(snap.ports) {
 		snap.ports = append(snap.ports, nil)
 	}
 	snap.ports[id] = ps
 	sw.publish(snap)
-	if err := sw.poll(ps); err != nil {
-		snap = snap.clone()
-		snap.ports[id] = nil
-		sw.publish(snap)
-		return 0, fmt.Errorf("attach port %s: %w", p.Name(), err)
-	}
 	return id, nil
 }
 
@@ -168,38 +164,50 @@ func (sw *Switch) poll(ps *portState) error {
 			return fmt.Errorf("poll queue %d: %w", q, err)
 		}
 		sw.queues[n]++
+		ps.polled++
 	}
 	return nil
+}
+
+// unpoll takes back what poll did.
+func (sw *Switch) unpoll(ps *portState) {
+	for q, rx := range ps.rx[:ps.polled] {
+		n := ps.queueWorker(q, len(sw.workers))
+		sw.queues[n]--
+		// A worker has done it already for a device that was deleted.
+		_ = unix.EpollCtl(sw.workers[n].epoll, unix.EPOLL_CTL_DEL, rx.FD(), nil)
+	}
+	ps.polled = 0
 }
 
 func (ps *portState) queueWorker(queue, workers int) int { return (ps.worker + queue) % workers }
 
 // Detach disconnects the port, which the caller then closes or removes: no worker touches it any more.
-// Its counters stay in the ledger.
+// Its counters stay in the ledger. After an error the port is not free of workers; Detach may be called
+// again, and until it succeeds the ID is not reused.
 func (sw *Switch) Detach(ctx context.Context, id port.ID) error {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
 	snap := sw.snapshot.Load().clone()
 	ps := snap.port(id)
-	if ps == nil || id == port.Local {
+	switch {
+	case id == port.Local || ps == nil && sw.leaving[id] == nil:
 		return fmt.Errorf("detach port %d: no such port", id)
+	case ps != nil:
+		sw.unpoll(ps)
+		snap.ports[id] = nil
+		sw.leaving[id] = ps
+		sw.publish(snap)
 	}
-	for q, rx := range ps.rx {
-		n := ps.queueWorker(q, len(sw.workers))
-		sw.queues[n]--
-		// The device may be gone, and with it the registration.
-		_ = unix.EpollCtl(sw.workers[n].epoll, unix.EPOLL_CTL_DEL, rx.FD(), nil)
-	}
-	snap.ports[id] = nil
-	sw.publish(snap)
-	sw.fdb.DeletePort(id)
-	sw.neighbors.DeletePort(id)
+	ps = sw.leaving[id]
 	if err := sw.drain(ctx, ps); err != nil {
 		return fmt.Errorf("detach port %s: %w", ps.port.Name(), err)
 	}
-	// What the slow path had queued may have taught it the port's MACs once more.
+	// Only now: what the slow path had queued may have taught it the port's MACs once more.
 	sw.fdb.DeletePort(id)
+	sw.neighbors.DeletePort(id)
 	sw.departed.add(ps)
+	delete(sw.leaving, id)
 	return nil
 }
 
@@ -224,7 +232,8 @@ type RouteChange struct {
 	Adjacency *Adjacency
 }
 
-// UpdateRoutes applies the changes to a VNI's table all or nothing; a burst sees all of them or none.
+// UpdateRoutes applies the changes to a VNI's table all or nothing; the frames of a burst that follow each
+// other in one VNI see all of them or none.
 func (sw *Switch) UpdateRoutes(vni uint32, changes []RouteChange) error {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
@@ -325,12 +334,26 @@ func (sw *Switch) Stop() (Ledger, error) {
 	return sw.Ledger(), errors.Join(errs...)
 }
 
+// open makes the worker's descriptors.
+func (w *worker) open() (err error) {
+	if w.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return fmt.Errorf("epoll_create1: %w", err)
+	}
+	if w.stopFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: stopID}
+	if err := unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, w.stopFD, &ev); err != nil {
+		return fmt.Errorf("epoll_ctl: %w", err)
+	}
+	return nil
+}
+
 // stop wakes the worker with an event that tells it to end.
 func (w *worker) stop() error {
-	fd, err := unix.Eventfd(1, unix.EFD_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("stop worker %d: eventfd: %w", w.id, err)
+	one := binary.NativeEndian.AppendUint64(nil, 1)
+	if _, err := unix.Write(w.stopFD, one); err != nil {
+		return fmt.Errorf("stop worker %d: %w", w.id, err)
 	}
-	w.stopFD = fd
-	return unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: stopID})
+	return nil
 }

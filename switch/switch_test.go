@@ -258,6 +258,9 @@ func TestDropReasons(t *testing.T) {
 		"too_big": {podA, func() porttest.Frame {
 			return plain(udp(t, macA, routerMAC, a4, remote4, 64, strings.Repeat("x", 1423)))
 		}},
+		"not_ip": {podA, func() porttest.Frame {
+			return plain(packet(t, ethernet(macA, routerMAC, 0x88b5), gopacket.Payload("IEEE local experimental")))
+		}},
 		"local_unhandled": {podA, func() porttest.Frame { return plain(udp(t, macA, routerMAC, a4, local4, 64, "x")) }},
 		"multicast_source": {podA, func() porttest.Frame {
 			return plain(udp(t, wire.MAC{1, 0, 0, 0, 0, 1}, macB, a4, b4, 64, "x"))

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -67,11 +68,14 @@ type agent struct {
 	controller *control.Controller
 	pods       *attach.Manager
 	peers      *static.File
+	hup        chan os.Signal // reload the peers file; in mode l2 nobody listens
 	closers    []func() error
 }
 
 func runAgent(ctx context.Context, c *config) (err error) {
-	a := &agent{cfg: c, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel})).With("node", c.Name)}
+	a := &agent{cfg: c, hup: make(chan os.Signal, 1), log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel})).With("node", c.Name)}
+	signal.Notify(a.hup, syscall.SIGHUP) // from here on: its default is to end the process
+	defer signal.Stop(a.hup)
 	// Workers run on locked threads and may be in the middle of a burst; the slow worker and the sockets
 	// must not wait for them.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), c.workers()+2))
@@ -118,7 +122,11 @@ func (a *agent) start(ctx context.Context) error {
 			return err
 		}
 	}
-	return a.restorePods(ctx)
+	if err := a.restorePods(ctx); err != nil {
+		return err
+	}
+	a.sw.Start()
+	return nil
 }
 
 // overlayMTU is the configured MTU, or what the underlay leaves.
@@ -182,7 +190,7 @@ func (a *agent) apply(s control.State) error {
 	if err := a.controller.Apply(s); err != nil {
 		return err
 	}
-	return a.host.SetRoutes(s.ClusterCIDRs)
+	return a.host.SetRoutes(append(slices.Clone(s.ClusterCIDRs), a.cfg.PodSubnets...))
 }
 
 func (a *agent) restorePods(ctx context.Context) (err error) {
@@ -216,6 +224,10 @@ func (a *agent) serve(ctx context.Context) error {
 	servers = append(servers,
 		func(ctx context.Context) error { return (&podapi.Server{Handler: a.pods, Log: a.log}).Serve(ctx, cni) },
 		func(ctx context.Context) error { return a.source().Serve(ctx, admin) })
+	servers = append(servers, func(ctx context.Context) error {
+		a.pods.Sweep(ctx)
+		return nil
+	})
 	if a.cfg.Mode == modeRouted {
 		servers = append(servers, a.watchPeers)
 	}
@@ -239,10 +251,7 @@ func (a *agent) serve(ctx context.Context) error {
 }
 
 func (a *agent) watchPeers(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	a.peers.Watch(ctx, hup, a.log, a.apply)
+	a.peers.Watch(ctx, a.hup, a.log, a.apply)
 	return nil
 }
 

@@ -34,8 +34,8 @@ type view struct {
 
 var views = []view{
 	{"ports", "What is attached, with its counters: rx is into the switch, tx out of it",
-		tableOf("ID\tPORT\tKIND\tVNI\tADDRESSES\tMAC\tMTU\tWORKER\tRX FRAMES\tRX WIRE\tTX FRAMES\tTX WIRE\tDROPS\tKERNEL DROPS", func(p observe.Port) []any {
-			return []any{p.ID, p.Name, p.Kind, p.VNI, join(p.Addresses), p.MAC, p.MTU, p.Worker, p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops}
+		tableOf("ID\tPORT\tKIND\tVNI\tADDRESSES\tMAC\tMTU\tWORKER\tRX FRAMES\tRX WIRE\tTX FRAMES\tTX WIRE\tDROPS\tKERNEL DROPS\tLAST ERROR", func(p observe.Port) []any {
+			return []any{p.ID, p.Name, p.Kind, p.VNI, join(p.Addresses), p.MAC, p.MTU, p.Worker, p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops, p.LastError}
 		})},
 	{"fdb", "Which MAC is behind which port",
 		tableOf("VNI\tMAC\tPORT\tSTATIC", func(e observe.FDBEntry) []any { return []any{e.VNI, e.MAC, e.Port, e.Static} })},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,6 +39,29 @@ func TestDelAfterTheNamespace(t *testing.T) {
 	t.Run("pod", func(t *testing.T) { n.add(t, nstest.New(t), "c1") })
 	n.del(t, Request{ContainerID: "c1", IfName: "eth0", NetnsPath: "/run/netns/gone", NetnsFD: -1})
 	n.assertNothing(t)
+}
+
+// Pods that vanish are swept: fresh ones, whose device goes with the namespace, and restored ones, whose
+// namespace our own descriptor keeps. One that is there stays.
+func TestSweep(t *testing.T) {
+	n, stays := newNode(t, nil), nstest.New(t)
+	n.add(t, stays, "stays")
+	t.Run("restored", func(t *testing.T) {
+		n.add(t, nstest.New(t), "restored")
+		n.restart(t)
+	})
+	t.Run("fresh", func(t *testing.T) { n.add(t, nstest.New(t), "fresh") })
+	for range 100 {
+		if n.sweep(t.Context()); len(n.List()) == 1 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if keys := n.listed(); len(keys) != 1 || keys[0] != "stays/eth0" {
+		t.Errorf("after the sweep: %v, want stays/eth0 alone", keys)
+	}
+	n.del(t, reqFor(stays, "stays"))
+	n.assertNothing(t, stays)
 }
 
 // A DEL without a record removes what bears this attachment's alias, under any name, and nothing else.

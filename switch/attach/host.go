@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -86,6 +87,25 @@ func (h *Host) setAddresses() error {
 		addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(gateway, gateway.BitLen())), Flags: unix.IFA_F_NODAD}
 		if err := netlink.AddrReplace(h.link, addr); err != nil {
 			return fmt.Errorf("address %s: %w", gateway, err)
+		}
+	}
+	return h.dropAddresses()
+}
+
+// dropAddresses removes the gateways of subnets that the node had before.
+func (h *Host) dropAddresses() error {
+	addrs, err := netlink.AddrList(h.link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("addresses: %w", err)
+	}
+	for _, a := range addrs {
+		have := prefixOf(a.IPNet).Addr()
+		ours := slices.ContainsFunc(h.cfg.Subnets, func(s netip.Prefix) bool { return s.Masked().Addr().Next() == have })
+		if ours || have.IsLinkLocalUnicast() {
+			continue
+		}
+		if err := netlink.AddrDel(h.link, &a); err != nil {
+			return fmt.Errorf("delete address %s: %w", have, err)
 		}
 	}
 	return nil

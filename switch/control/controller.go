@@ -51,13 +51,13 @@ func (c *Controller) Apply(s State) error {
 	if err := s.Validate(&c.node); err != nil {
 		return err
 	}
-	peers, keep := c.vteps(s), c.vteps(c.state)
-	if err := c.links.VTEPs.Set(union(peers, keep)); err != nil {
+	peers, old := c.vteps(s), c.vteps(c.state)
+	if err := c.links.VTEPs.Set(union(peers, old)); err != nil {
 		return err
 	}
 	routes := c.compile(s)
 	if err := c.sw.UpdateRoutes(c.node.VNI, diff(c.routes, routes)); err != nil {
-		return err
+		return errors.Join(err, c.links.VTEPs.Set(old))
 	}
 	c.state, c.routes = s, routes
 	return c.links.VTEPs.Set(peers)
@@ -188,11 +188,11 @@ func (c *Controller) AddPod(a attach.Attachment, tap *port.TAP) (err error) {
 	return nil
 }
 
-// RemovePod disconnects a pod. When it returns, no worker touches its port any more.
+// RemovePod disconnects a pod. When it returns without an error, no worker touches its port any more;
+// after an error it may be called again.
 func (c *Controller) RemovePod(ctx context.Context, a attach.Attachment) error {
 	c.mu.Lock()
 	id, known := c.ports[keyOf(a)]
-	delete(c.ports, keyOf(a))
 	c.mu.Unlock()
 	if !known {
 		return nil
@@ -200,7 +200,13 @@ func (c *Controller) RemovePod(ctx context.Context, a attach.Attachment) error {
 	if err := c.sw.UpdateRoutes(a.VNI, hostRoutes(a.Addrs(), nil)); err != nil {
 		return fmt.Errorf("pod %s: %w", a.Name, err)
 	}
-	return c.detach(ctx, id)
+	if err := c.detach(ctx, id); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	delete(c.ports, keyOf(a))
+	c.mu.Unlock()
+	return nil
 }
 
 func hostRoutes(addrs []netip.Addr, adj *vswitch.Adjacency) []vswitch.RouteChange {

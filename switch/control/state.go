@@ -68,10 +68,16 @@ type claim struct {
 func (s *State) Validate(n *Node) error {
 	var errs []error
 	names := map[string]bool{}
-	vteps := map[netip.Addr]string{n.Underlay[0]: n.Name}
+	underlay := map[netip.Addr]string{}
 	subnets := []claim{}
 	for _, prefix := range n.PodSubnets {
 		subnets = append(subnets, claim{n.Name + " (this node)", prefix})
+		if len(s.ClusterCIDRs) > 0 && !s.inCluster(prefix) {
+			errs = append(errs, fmt.Errorf("clusterCIDRs: %v don't contain this node's pod subnet %s", s.ClusterCIDRs, prefix))
+		}
+	}
+	for _, a := range n.Underlay {
+		errs = append(errs, s.validateUnderlay(claim{n.Name, single(a)}, underlay))
 	}
 	for _, cidr := range s.ClusterCIDRs {
 		if cidr != cidr.Masked() {
@@ -91,7 +97,10 @@ func (s *State) Validate(n *Node) error {
 		if p.Name == n.Name {
 			continue
 		}
-		errs = append(errs, p.validate(n, vteps))
+		errs = append(errs, p.validate(n))
+		for _, a := range p.Underlay {
+			errs = append(errs, s.validateUnderlay(claim{p.Name, single(a)}, underlay))
+		}
 		for _, prefix := range p.PodSubnets {
 			errs = append(errs, s.validateSubnet(claim{p.Name, prefix}, subnets))
 			subnets = append(subnets, claim{p.Name, prefix})
@@ -100,21 +109,29 @@ func (s *State) Validate(n *Node) error {
 	return errors.Join(errs...)
 }
 
-func (p *Peer) validate(n *Node, vteps map[netip.Addr]string) error {
-	local := n.Underlay[0]
-	vtep, ok := p.VTEP(local)
-	if !ok {
-		return fmt.Errorf("peer %s: no underlay address of the tunnels' family (this node's is %s)", p.Name, local)
+func (p *Peer) validate(n *Node) error {
+	if _, ok := p.VTEP(n.Underlay[0]); !ok {
+		return fmt.Errorf("peer %s: no underlay address of the tunnels' family (this node's is %s)", p.Name, n.Underlay[0])
 	}
-	if !vtep.IsGlobalUnicast() {
-		return fmt.Errorf("peer %s: underlay %s is no unicast address of a node", p.Name, vtep)
-	}
-	if other, dup := vteps[vtep]; dup {
-		return fmt.Errorf("peer %s: underlay %s is that of %s already", p.Name, vtep, other)
-	}
-	vteps[vtep] = p.Name
 	if p.MAC.IsMulticast() {
 		return fmt.Errorf("peer %s: mac %s is a group address", p.Name, p.MAC)
+	}
+	return nil
+}
+
+// validateUnderlay refuses what is no node's address, somebody else's, or a pod's: the route to it would
+// take over the pod's, or lead tunnels through themselves.
+func (s *State) validateUnderlay(c claim, taken map[netip.Addr]string) error {
+	a := c.prefix.Addr()
+	if !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
+		return fmt.Errorf("node %s: underlay %s is no unicast address of a node", c.owner, a)
+	}
+	if other, dup := taken[a]; dup {
+		return fmt.Errorf("node %s: underlay %s is that of %s already", c.owner, a, other)
+	}
+	taken[a] = c.owner
+	if s.inCluster(c.prefix) {
+		return fmt.Errorf("node %s: underlay %s lies inside of clusterCIDRs %v, which are the pods'", c.owner, a, s.ClusterCIDRs)
 	}
 	return nil
 }

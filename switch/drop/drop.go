@@ -38,6 +38,7 @@ const (
 
 	// Lookup: there is nowhere to send the frame.
 	NotForRouter
+	NotIP
 	NoRoute
 	NoNeighbor
 	TTLExceeded
@@ -86,6 +87,7 @@ var table = [Count]struct{ name, explain string }{
 	UDPLength:       {"udp_length", "the UDP length is under 8 bytes or behind the packet's end"},
 	BadOffload:      {"bad_offload", "the offload metadata (GSO size or type, checksum start or offset) doesn't fit the frame"},
 	NotForRouter:    {"not_for_router", "on a port that only routes, the frame is not addressed to the router MAC"},
+	NotIP:           {"not_ip", "addressed to the router MAC, but neither IPv4 nor IPv6"},
 	NoRoute:         {"no_route", "no route to the destination; the sender gets ICMP unreachable; see 'tapyard show routes'"},
 	NoNeighbor:      {"no_neighbor", "the destination is on a connected subnet, but nobody there has its address"},
 	TTLExceeded:     {"ttl_exceeded", "TTL or hop limit used up; the sender gets ICMP time exceeded"},
@@ -98,7 +100,7 @@ var table = [Count]struct{ name, explain string }{
 	PuntFull:        {"punt_full", "the port's share of the slow path's queue is used up"},
 	PortGone:        {"port_gone", "the way out was detached"},
 	TxFull:          {"tx_full", "the receiver's queue is full (EAGAIN or ENOBUFS)"},
-	TxError:         {"tx_error", "the kernel refused the frame; the agent's log has the errno"},
+	TxError:         {"tx_error", "the kernel refused the frame; 'tapyard show ports' has the last error"},
 	NoBuffer:        {"no_buffer", "no buffer left to build the frame in"},
 }
 

@@ -37,6 +37,7 @@ type Port struct {
 	Tx          Traffic      `json:"tx"`
 	Drops       uint64       `json:"drops"`
 	KernelDrops uint64       `json:"kernel_drops"` // by the device's own ring, before rx
+	LastError   string       `json:"last_error"`   // of the kernel, behind the last tx_error
 }
 
 // FDBEntry is an entry of /v1/fdb.
@@ -135,6 +136,9 @@ func (s *Source) Ports() []Port {
 		}
 		if d, ok := v.Port.(port.Dropper); ok {
 			p.KernelDrops, _ = d.KernelDrops() // a device that is just going has none
+		}
+		if e, ok := v.Port.(interface{ LastError() error }); ok && e.LastError() != nil {
+			p.LastError = e.LastError().Error()
 		}
 		s.identify(&p, v, pods)
 		ports = append(ports, p)

@@ -62,14 +62,14 @@ type Port interface {
 	Name() string
 	// Kind is a lower-case word: "tap", "host", "vxlan", "memory".
 	Kind() string
-	// Caps may shrink while the port lives, never grow.
+	// Caps doesn't change while the port lives.
 	Caps() Caps
 	// Rx returns the port's receive queues, the same ones at each call.
 	Rx() []RxQueue
 	// Tx returns a worker's own way to send on the port. It is called once per worker (and once for the
 	// slow worker), before the first Send. st receives what is sent and what the kernel refuses.
 	Tx(worker int, st *Stats) TxQueue
-	// Close ends the port. The switch calls it when no worker can touch a queue any more.
+	// Close ends the port. Whoever attached it to a switch calls it after Detach or Stop.
 	Close() error
 }
 

@@ -3,6 +3,8 @@ package port
 import (
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -65,6 +67,11 @@ type TAP struct {
 	fd   int
 	caps Caps
 	rx   [1]RxQueue
+
+	lastError atomic.Uint32 // errno of the last write that was refused for a reason of its own
+
+	mu     sync.Mutex // Close against KernelDrops, which observers call
+	closed bool       // guarded by mu
 }
 
 var _ Port = (*TAP)(nil)
@@ -145,7 +152,20 @@ func (t *TAP) Rx() []RxQueue { return t.rx[:] }
 func (t *TAP) Tx(_ int, st *Stats) TxQueue { return &tapTx{tap: t, st: st} }
 
 // Close detaches from the device, which stays with its addresses and routes.
-func (t *TAP) Close() error { return unix.Close(t.fd) }
+func (t *TAP) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	return unix.Close(t.fd)
+}
+
+// LastError returns what the kernel said when it last refused a frame with reason tx_error, or nil.
+func (t *TAP) LastError() error {
+	if errno := unix.Errno(t.lastError.Load()); errno != 0 {
+		return errno
+	}
+	return nil
+}
 
 // Remove destroys the device, wherever it is: it loses its persistence and then its last user.
 func (t *TAP) Remove() error {
@@ -256,5 +276,6 @@ func (q *tapTx) refused(errno unix.Errno) drop.Reason {
 	case unix.EIO, unix.EBADFD:
 		return drop.PortGone
 	}
+	q.tap.lastError.Store(uint32(errno))
 	return drop.TxError
 }

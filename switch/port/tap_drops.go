@@ -34,6 +34,11 @@ func (t *TAP) KernelDrops() (uint64, error) {
 
 // deviceName asks our own descriptor, because the device may have been renamed since it was attached.
 func (t *TAP) deviceName() (string, error) {
+	t.mu.Lock() // the descriptor's number must not become another device's meanwhile
+	defer t.mu.Unlock()
+	if t.closed {
+		return "", fmt.Errorf("the port is closed: %w", unix.EBADF)
+	}
 	var ifr unix.Ifreq
 	if err := unix.IoctlIfreq(t.fd, unix.TUNGETIFF, &ifr); err != nil {
 		return "", fmt.Errorf("TUNGETIFF (EBADFD means that the device is gone): %w", err)

@@ -49,8 +49,14 @@ func Parse(b []byte) (control.State, error) {
 	var f file
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	dec.KnownFields(true)
-	if err := dec.Decode(&f); err != nil && !errors.Is(err, io.EOF) {
+	switch err := dec.Decode(&f); {
+	case errors.Is(err, io.EOF): // what a full disk leaves; a node without peers says so
+		return control.State{}, errors.New("the file is empty; a node without peers writes 'peers: []'")
+	case err != nil:
 		return control.State{}, err
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return control.State{}, errors.New("more than one YAML document; join them")
 	}
 	s := control.State{ClusterCIDRs: f.ClusterCIDRs}
 	for _, p := range f.Peers {
@@ -63,9 +69,7 @@ func Parse(b []byte) (control.State, error) {
 type File struct {
 	Path string
 
-	stat os.FileInfo // when last was read
-	last []byte
-	lost bool
+	last []byte // what was loaded last, applied or refused
 }
 
 // Load reads the file.
@@ -82,15 +86,16 @@ func (f *File) Load() (control.State, error) {
 	return s, nil
 }
 
-// pollInterval is how soon a change is noticed. Polling one stat a second costs nothing that shows, and
-// unlike a watch it sees through the symbolic links that Kubernetes swaps under a mounted ConfigMap.
+// pollInterval is how soon a change is noticed; another one later it is applied. Reading a file of some
+// kilobytes a second costs nothing that shows, and unlike a watch it sees through the symbolic links that
+// Kubernetes swaps under a mounted ConfigMap.
 const pollInterval = time.Second
 
 // Watch calls apply with each content of the file that differs from the one before, beginning with what
 // Load read, until ctx ends. A file that can't be read or parsed, or that apply refuses, is reported once,
 // and what was applied before stays in force. now, if it receives, has the content applied again.
 func (f *File) Watch(ctx context.Context, now <-chan os.Signal, log *slog.Logger, apply func(control.State) error) {
-	w := watcher{File: f, log: log, apply: apply}
+	w := watcher{File: f, log: log, apply: apply, seen: f.last}
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
@@ -99,7 +104,8 @@ func (f *File) Watch(ctx context.Context, now <-chan os.Signal, log *slog.Logger
 			return
 		case <-tick.C:
 		case <-now:
-			w.last, w.stat = nil, nil
+			w.last = nil
+			w.poll() // whoever asks for it has finished writing
 		}
 		w.poll()
 	}
@@ -109,28 +115,28 @@ type watcher struct {
 	*File
 	log   *slog.Logger
 	apply func(control.State) error
+	seen  []byte // by the last poll
+	lost  bool   // the last poll could not read the file
 }
 
+// poll loads a new content when two polls have read the same, so that a file that is just being written
+// is left alone.
 func (w *watcher) poll() {
-	stat, err := os.Stat(w.Path)
+	b, err := os.ReadFile(w.Path)
 	if err != nil {
 		if !w.lost {
-			w.log.Error("peers file is gone; the last good state stays in force", "path", w.Path, "error", err)
+			w.log.Error("can't read the peers file; the last good state stays in force", "path", w.Path, "error", err)
 		}
-		w.lost, w.stat = true, nil
+		w.lost = true
 		return
 	}
 	w.lost = false
-	if w.stat != nil && os.SameFile(stat, w.stat) && stat.ModTime().Equal(w.stat.ModTime()) && stat.Size() == w.stat.Size() {
-		return
+	settled := bytes.Equal(b, w.seen)
+	w.seen = b
+	if settled && !bytes.Equal(b, w.last) {
+		w.last = b
+		w.load(b)
 	}
-	b, err := os.ReadFile(w.Path)
-	w.stat = stat
-	if err != nil || w.last != nil && bytes.Equal(b, w.last) {
-		return
-	}
-	w.last = b
-	w.load(b)
 }
 
 func (w *watcher) load(b []byte) {

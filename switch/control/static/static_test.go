@@ -33,11 +33,13 @@ func TestParse(t *testing.T) {
 		t.Errorf("parsed %+v", s)
 	}
 	for text, part := range map[string]string{
-		"peers: [{name: n2, underlay: 192.168.1.300}]":     "192.168.1.300",
-		"peers: [{name: n2, podSubnet: [10.0.0.0/8]}]":     "podSubnet",
-		"clusterCIDRs: [10.244.0.0]":                       "10.244.0.0",
-		"peers: [{name: n2, mac: 02-00}]":                  "02-00",
-		"peers:\n- name: n2\n  underlay: {a: 1}":           "line 3",
+		"peers: [{name: n2, underlay: 192.168.1.300}]": "192.168.1.300",
+		"peers: [{name: n2, podSubnet: [10.0.0.0/8]}]": "podSubnet",
+		"":                                       "empty",
+		"peers: []\n---\npeers: []":              "document",
+		"clusterCIDRs: [10.244.0.0]":             "10.244.0.0",
+		"peers: [{name: n2, mac: 02-00}]":        "02-00",
+		"peers:\n- name: n2\n  underlay: {a: 1}": "line 3",
 		"peers: [{name: n2, underlay: [1.2.3.4, nonsense]": "line",
 	} {
 		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), part) {

@@ -1,0 +1,53 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sweepInterval is how long a pod whose namespace vanished without a DEL keeps its address.
+const sweepInterval = 5 * time.Second
+
+// Sweep detaches pods whose device or namespace is gone, every 5 s until ctx ends. After a restore our own
+// descriptor keeps the device and its namespace alive, so the recorded path is compared as well.
+func (m *Manager) Sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			m.sweep(ctx)
+		}
+	}
+}
+
+func (m *Manager) sweep(ctx context.Context) {
+	for _, e := range m.snapshot() {
+		if e.tap == nil || !e.tap.Gone() && m.hasNetns(e.a) {
+			continue
+		}
+		m.cfg.Log.Warn("a pod vanished without a DEL; detaching it", "port", e.a.Name, "attachment", e.a.Key())
+		if err := m.Del(ctx, Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1}); err != nil {
+			m.cfg.Log.Error("detach a pod that vanished", "port", e.a.Name, "error", err)
+		}
+	}
+}
+
+// hasNetns says whether the namespace is still where it was, or can't be looked at just now. A path in
+// /proc goes with its process, which other processes of the pod may outlive.
+func (m *Manager) hasNetns(a Attachment) bool {
+	if strings.HasPrefix(a.NetnsPath, "/proc/") {
+		return true
+	}
+	fd, err := m.openRecorded(a)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return !errors.Is(err, errGone)
+}
