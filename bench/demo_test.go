@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -13,7 +14,7 @@ import (
 	"tapyard/switch/observe"
 )
 
-// TestDemo runs the whole demo, and once more up to an interrupt in each of its chapters.
+// TestDemo runs the whole demo, up to an interrupt in each of its chapters, and with an agent that dies.
 func TestDemo(t *testing.T) {
 	l := newLabTool(t)
 	before := l.machine()
@@ -24,16 +25,21 @@ func TestDemo(t *testing.T) {
 		l.mustBeAs(before)
 	}
 	for _, chapter := range []string{"[1/6]", "[2/6]", "[3/6]", "[4/6]"} {
-		out, code := l.interruptDemo(chapter)
+		out, code := l.disturbDemo(chapter, func(demo *os.Process) { demo.Signal(unix.SIGINT) })
 		if !strings.HasSuffix(out, "\ndemo: failed: interrupted\n") || code != 1 {
 			t.Errorf("interrupted in chapter %s: exit code %d, and it ended thus:\n%s", chapter, code, out)
 		}
 		l.mustBeAs(before)
 	}
+	out, code := l.disturbDemo("[3/6]", func(*os.Process) { l.kill(l.status().pid("n3")) })
+	if last := out[strings.LastIndex(strings.TrimRight(out, "\n"), "\n")+1:]; !strings.HasPrefix(last, "demo: failed: processes of the lab died") || code != 1 {
+		t.Errorf("with agent n3 killed: exit code %d, and it ended thus:\n%s", code, out)
+	}
+	l.mustBeAs(before)
 }
 
-// interruptDemo sends SIGINT when the demo has written the text, a moment later.
-func (l *labTool) interruptDemo(text string) (out string, code int) {
+// disturbDemo runs the demo, and disturbs it a moment after it has written the text.
+func (l *labTool) disturbDemo(text string, disturb func(demo *os.Process)) (out string, code int) {
 	l.Helper()
 	cmd := exec.CommandContext(l.Context(), l.exe, "demo")
 	pipe, err := cmd.StdoutPipe()
@@ -50,7 +56,7 @@ func (l *labTool) interruptDemo(text string) (out string, code int) {
 		all.Write(buf[:n])
 	}
 	time.Sleep(50 * time.Millisecond) // into the chapter; no outcome depends on how far
-	cmd.Process.Signal(unix.SIGINT)
+	disturb(cmd.Process)
 	if _, err := io.Copy(&all, pipe); err != nil {
 		l.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,6 +52,7 @@ type generatorResult struct {
 	Refused uint64        // attempts that found the device's ring full; the device counts them as dropped
 	Took    time.Duration // from the first frame to the last
 	Late    time.Duration // the furthest behind its intended time that a paced frame was sent
+	CPU     time.Duration // that the generator itself has used
 }
 
 type generator struct {
@@ -79,7 +81,8 @@ func generate(c *console, spec generatorSpec) (generatorResult, error) {
 	if err := g.run(); err != nil {
 		return generatorResult{}, fmt.Errorf("send frame %d out of %s: %w", g.result.Sent, spec.Device, err)
 	}
-	return g.result, nil
+	g.result.CPU, err = processCPU(os.Getpid())
+	return g.result, err
 }
 
 func newGenerator(spec generatorSpec) (*generator, error) {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -50,7 +51,26 @@ func probePair(t *testing.T) (lab *Lab, a, b *nstest.NS) {
 	}}
 	probeAlias(t, a, "a")
 	probeAlias(t, b, "b")
+	for _, ns := range []*nstest.NS{a, b} {
+		ns.Do(t, func() { awaitOperUp(t) })
+	}
 	return lab, a, b
+}
+
+// awaitOperUp waits until the kernel's link watch has seen the carrier: before, it drops what is sent
+// without a word.
+func awaitOperUp(t *testing.T) {
+	for range 500 {
+		link, err := netlink.LinkByName(podDevice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s is not operationally up after 5 s", podDevice)
 }
 
 // probeAlias binds a test's namespace to the name that a lab would give it.

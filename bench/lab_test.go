@@ -58,26 +58,18 @@ func newLabTool(t testing.TB) *labTool {
 	return &labTool{t, exe}
 }
 
-// run returns what the program wrote to standard output, all it wrote, and its exit code.
+// run returns what the program wrote to standard output, that and standard error, and its exit code.
 func (l *labTool) run(args ...string) (out, all string, code int) {
 	l.Helper()
 	ctx, cancel := context.WithTimeout(l.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, l.exe, args...)
-	var o, a bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &teeBuffer{&o, &a}, &a
+	var o, e bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &o, &e
 	if err := cmd.Run(); cmd.ProcessState == nil {
 		l.Fatalf("run tapyard %v: %v", args, err)
 	}
-	return o.String(), a.String(), cmd.ProcessState.ExitCode()
-}
-
-// teeBuffer writes to both.
-type teeBuffer struct{ a, b *bytes.Buffer }
-
-func (t *teeBuffer) Write(p []byte) (int, error) {
-	t.a.Write(p)
-	return t.b.Write(p)
+	return o.String(), o.String() + e.String(), cmd.ProcessState.ExitCode()
 }
 
 // must runs the program, which has to succeed, and returns its standard output.
@@ -333,6 +325,25 @@ func TestLabSurvivesItsAgents(t *testing.T) {
 		t.Errorf("processes before %v, after %v", before.Processes, after.Processes)
 	}
 	l.must("lab", "down")
+}
+
+// TestLabTellsOfDeaths has an agent end itself, as on a panic: it is started again, and 'down' fails for it.
+func TestLabTellsOfDeaths(t *testing.T) {
+	l := newLabTool(t)
+	before := l.machine()
+	l.must("lab", "up", "--nodes", "1", "--pods", "1")
+	if err := unix.Kill(l.status().pid("n1"), unix.SIGQUIT); err != nil { // Go's runtime exits with 2
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(patience); !strings.Contains(labTail(labSupervisorLog()), "agent n1"); time.Sleep(labFollowPause) {
+		if time.Now().After(deadline) {
+			t.Fatal("the supervisor didn't notice")
+		}
+	}
+	if _, all, code := l.run("lab", "down"); code == 0 || !strings.Contains(all, "agent n1: it ended by itself: exit status 2") {
+		t.Errorf("lab down: exit code %d: %s", code, all)
+	}
+	l.mustBeAs(before)
 }
 
 // TestLabAfterKill kills every process of a lab, or all but the agents: 'up' and 'down' clear that away.

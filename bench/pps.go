@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -74,6 +75,10 @@ func (s *session) pps(ctx context.Context, sc scenario) ([]Row, error) {
 		if sc.rate == 0 && a.generator.Refused == 0 {
 			s.say("%s %s: its device was never full, so that the generator was the limit, not the switch; compare CPU time", base, sub.name())
 		}
+		if others := a.others(); disturbing(others, a.took) {
+			s.say("%s %s: others used %.1f CPU seconds meanwhile, so that the machine's CPU time says nothing", base, sub.name(), others.Seconds())
+			return a.figures(math.NaN()), nil
+		}
 		return a.figures(alone), nil
 	})
 }
@@ -85,6 +90,8 @@ type account struct {
 	subject   uint64       // dropped by the subject, which counts
 	from, to  dropCounters // dropped by the kernel at the devices of both pods
 	cpu       cpuUse
+	at        time.Time     // of a reading
+	took      time.Duration // between two readings
 }
 
 // maxStrays is how many drops may be of other frames than ours: the pods' kernels send router
@@ -106,6 +113,17 @@ func (a *account) check() error {
 		return errors.New("no frame arrived; 'tapyard show drops' names the reasons when the switch dropped them")
 	}
 	return nil
+}
+
+// others is the CPU time that neither the switch nor the workers have used: interrupts, the kernel's own
+// threads, and strangers.
+func (a *account) others() time.Duration {
+	return a.cpu.machine - a.cpu.process - a.generator.CPU - a.sink.CPU
+}
+
+// disturbing says that this is more than a tenth of the machine's CPU time.
+func disturbing(others, took time.Duration) bool {
+	return others > took*time.Duration(runtime.NumCPU())/10
 }
 
 // figures are the values of ppsMetrics; alone is the machine's CPU time for generating one frame.
@@ -159,6 +177,7 @@ func readAccount(ctx context.Context, sub subject) (*account, error) {
 	var a account
 	var err [4]error
 	a.cpu, err[0] = readCPU(sub.pid())
+	a.at = time.Now()
 	a.from, err[1] = from.kernelDrops()
 	a.to, err[2] = to.kernelDrops()
 	a.subject, err[3] = sub.drops(ctx)
@@ -168,6 +187,7 @@ func readAccount(ctx context.Context, sub subject) (*account, error) {
 // settle fills in what the counters gained between two readings.
 func (a *account) settle(before, after *account) {
 	a.cpu = after.cpu.since(before.cpu)
+	a.took = after.at.Sub(before.at)
 	a.subject = after.subject - before.subject
 	a.from = after.from.since(before.from)
 	a.to = after.to.since(before.to)
@@ -178,7 +198,8 @@ func (d dropCounters) since(before dropCounters) dropCounters {
 }
 
 // generatorAlone measures the machine's CPU time for generating one frame, in seconds, with a device that
-// swallows everything. It is NaN on a kernel without such a device.
+// swallows everything. It is NaN on a kernel without such a device, and on a
+// busy machine.
 func (s *session) generatorAlone(ctx context.Context, sc scenario) (float64, error) {
 	void := pod{netns: benchPrefix + "void", addr: netip.MustParseAddr("10.244.1.3")}
 	if err := makeNetns(void.netns); err != nil {
@@ -209,7 +230,12 @@ func (s *session) generatorAlone(ctx context.Context, sc scenario) (float64, err
 	if err != nil {
 		return 0, err
 	}
-	return after.since(before).machine.Seconds() / float64(result.Sent), nil
+	machine := after.since(before).machine
+	if others := machine - result.CPU; disturbing(others, result.Took) {
+		s.say("no figures of the machine's CPU time: while the generator ran alone, others used %.1f CPU seconds", others.Seconds())
+		return math.NaN(), nil
+	}
+	return machine.Seconds() / float64(result.Sent), nil
 }
 
 // addVoid makes a device that drops what it is given: dummy, or ifb, which does so with frames that no

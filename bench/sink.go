@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -37,6 +38,7 @@ type sinkResult struct {
 	Foreign    uint64        // datagrams that are no frame of the run
 	Overflowed uint64        // datagrams that the kernel dropped at the socket
 	Took       time.Duration // from the first frame to the last
+	CPU        time.Duration // that the sink itself has used
 }
 
 // sink is the job of a sink: a UDP socket read 64 datagrams to a call.
@@ -62,7 +64,10 @@ func sink(c *console, spec sinkSpec) (sinkResult, error) {
 	if err := t.collect(fd, &ending); err != nil {
 		return sinkResult{}, fmt.Errorf("receive at %s: %w", spec.At, err)
 	}
-	t.result.Overflowed, err = socketDrops(fd)
+	if t.result.Overflowed, err = socketDrops(fd); err != nil {
+		return sinkResult{}, err
+	}
+	t.result.CPU, err = processCPU(os.Getpid())
 	return t.result, errors.Join(err, <-gone)
 }
 
