@@ -47,7 +47,7 @@ var importTable = []row{
 }
 
 // leaves may be imported by any test and by nothing else; they import what they need.
-var leaves = []string{"switch/port/porttest", "bench/nstest"}
+var leaves = []string{"switch/port/porttest", "bench/nstest", "bench/seed"}
 
 // topLevel is closed: nothing else may lie in the repository's first folder.
 var topLevel = []string{"cmd", "switch", "fib", "encap", "cniplugin", "bench", "bin",

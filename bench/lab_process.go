@@ -69,29 +69,55 @@ func (l *Lab) pidsOf(name string) ([]int, error) {
 	return pids, nil
 }
 
-// owns says whether the process is the named one of this lab. What can't be read isn't ours: it has ended,
-// or is a kernel thread.
+// owns says whether the process is the named one of this lab.
 func (l *Lab) owns(pid int, name string) bool {
 	proc := filepath.Join("/proc", strconv.Itoa(pid))
-	argv, err := labReadList(filepath.Join(proc, "cmdline"))
-	if err != nil || !slices.Equal(argv, l.argv(name)) {
+	if !l.identified(proc, name) {
 		return false
 	}
-	env, err := labReadList(filepath.Join(proc, "environ"))
-	if err != nil || !slices.Contains(env, labEnv+"="+l.ID) {
-		return false
+	if name == labSupervisor { // its children look like it between fork and exec, but don't lead its session
+		if sid, err := unix.Getsid(pid); err != nil || sid != pid {
+			return false
+		}
 	}
 	exe, err := os.Readlink(filepath.Join(proc, "exe"))
 	return err == nil && strings.TrimSuffix(exe, " (deleted)") == l.Exe // deleted: built anew meanwhile
 }
 
-// labReadList reads a list of NUL-terminated strings.
-func labReadList(path string) ([]string, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
+// labExecPause times labExecTries is how long a process may be in the middle of execve(2), which begins by
+// dropping the old arguments and environment and writes the new ones at last. On a busy machine the process
+// may have to wait for a CPU in between, some milliseconds.
+const (
+	labExecPause = time.Millisecond
+	labExecTries = 100
+)
+
+// identified says whether the process has the arguments and the environment of the named one.
+func (l *Lab) identified(proc, name string) bool {
+	for range labExecTries {
+		argv := labReadList(filepath.Join(proc, "cmdline"))
+		if len(argv) > 0 && !slices.Equal(argv, l.argv(name)) {
+			return false
+		}
+		env := labReadList(filepath.Join(proc, "environ"))
+		if len(argv) > 0 && len(env) > 0 {
+			return slices.Contains(env, labEnv+"="+l.ID)
+		}
+		if _, err := os.Readlink(filepath.Join(proc, "exe")); err != nil {
+			return false // a kernel thread, or dead
+		}
+		time.Sleep(labExecPause)
 	}
-	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00"), nil
+	return false
+}
+
+// labReadList reads a list of NUL-terminated strings; what can't be read is empty.
+func labReadList(path string) []string {
+	text, err := os.ReadFile(path)
+	if err != nil || len(text) == 0 {
+		return nil
+	}
+	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
 }
 
 // labProc is a process of the lab that isn't our child. Its descriptor names it whatever becomes of its

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -19,6 +18,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"tapyard/bench/seed"
 )
 
 // labTestDir is in the private /run of the tests: other runs of them at the same time have their own.
@@ -158,12 +159,11 @@ func (l *labTool) machine() (state []string) {
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, proc := range procs {
-		env, _ := labReadList(proc + "/environ") // empty if it has just ended
+		env := labReadList(proc + "/environ") // empty if it has just ended
 		mounts, _ := os.Readlink(proc + "/ns/mnt")
 		ours := slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, labEnv+"=") })
 		if home, _ := os.Readlink("/proc/self/ns/mnt"); ours && mounts == home { // not another run of this test
-			argv, _ := labReadList(proc + "/cmdline")
-			state = append(state, fmt.Sprintf("process %q", argv))
+			state = append(state, fmt.Sprintf("process %q", labReadList(proc+"/cmdline")))
 		}
 	}
 	return state
@@ -366,12 +366,7 @@ func TestLabAfterKill(t *testing.T) {
 
 // TestLabHalfBuilt kills 'up' and its supervisor, or interrupts 'up', at random moments.
 func TestLabHalfBuilt(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if s, err := strconv.ParseUint(os.Getenv("TEST_SEED"), 10, 64); err == nil {
-		seed = s
-	}
-	t.Logf("TEST_SEED=%d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := seed.Rand(t)
 	l := newLabTool(t)
 	before := l.machine()
 	rounds := 12

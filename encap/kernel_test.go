@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"tapyard/bench/seed"
 	"tapyard/switch/frame"
 	"tapyard/switch/wire"
 )
@@ -46,7 +47,7 @@ func (n *node) kernelVXLAN(t *testing.T, family string) (conn *net.UDPConn) {
 func TestKernelVXLAN(t *testing.T) {
 	for family := range families {
 		t.Run(family, func(t *testing.T) {
-			r := newRand(t)
+			r := seed.Rand(t)
 			a, b := newUnderlay(t, family)
 			a.open(t, 1)
 			conn := b.kernelVXLAN(t, family)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"tapyard/bench/nstest"
+	"tapyard/bench/seed"
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
 	"tapyard/switch/port"
@@ -49,7 +50,7 @@ func TestRecvDrops(t *testing.T) {
 // The longest datagrams that UDP carries arrive whole: a vxlan device of the same host may send such.
 func TestRecvLongest(t *testing.T) {
 	for local, longest := range map[string]int{"127.0.0.1": 65507, "::1": 65527} {
-		r := newRand(t)
+		r := seed.Rand(t)
 		nstest.New(t).Do(t, func() {
 			addr, peers := netip.MustParseAddr(local), &VTEPTable{}
 			must(t, peers.Set([]Peer{{Name: "self", Underlay: addr}}))

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/bench/nstest"
+	"tapyard/bench/seed"
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
 	"tapyard/switch/wire"
@@ -23,7 +24,7 @@ func TestExchange(t *testing.T) {
 	const flows, bursts = 40, 3
 	for family := range families {
 		t.Run(family, func(t *testing.T) {
-			r := newRand(t)
+			r := seed.Rand(t)
 			a, b := newUnderlay(t, family)
 			a.open(t, 2)
 			b.open(t, 3)
@@ -106,7 +107,7 @@ func TestEveryQueueReceives(t *testing.T) {
 
 // Super-frames go out as their segments and partial checksums complete, in order among plain frames.
 func TestOffloads(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	a, b := newUnderlay(t, "IPv6")
 	a.open(t, 1)
 	b.open(t, 1)

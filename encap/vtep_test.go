@@ -7,13 +7,14 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"tapyard/bench/seed"
 	"tapyard/switch/wire"
 )
 
 // Random tables one after the other: a peer keeps its index while name and address stay, every other index
 // is new in the life of the table, and the lookups agree with the list.
 func TestVTEPTableAgainstModel(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	names := []string{"n1", "n2", "n3", "n4", "n5"}
 	var table VTEPTable
 	type life struct {

@@ -9,13 +9,15 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tapyard/bench/seed"
 )
 
 // TestDomainModel drives readers and callbacks at random and compares with the definition: a callback runs
 // once every reader that was online at its Retire has passed a quiescent point, gone offline or closed, and
 // at the next Retire or Reclaim at the latest; in order.
 func TestDomainModel(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	for range scaled(2000) {
 		var d Domain
 		type member struct {

@@ -11,29 +11,13 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"testing"
-	"time"
 )
 
 // TestMain poisons freed blocks, so that a lookup in memory that was freed too early is seen.
 func TestMain(m *testing.M) {
 	poison = true
 	os.Exit(m.Run())
-}
-
-// newRand returns a generator whose seed is printed; TEST_SEED replays a run.
-func newRand(t testing.TB) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TEST_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("TEST_SEED: %v", err)
-		}
-	}
-	t.Logf("TEST_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
 }
 
 // scaled shrinks a number of rounds for -short and for the race detector.

@@ -7,12 +7,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"tapyard/bench/seed"
 )
 
 // TestViewHolds: a View keeps its answers while its reader passes no quiescent point, whatever is changed,
 // re-used, grown or compacted meanwhile. Freed blocks are poisoned, so one freed too early is seen.
 func TestViewHolds(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	for range max(scaled(40), 3) {
 		var d Domain
 		reader := d.Register()
@@ -53,7 +55,7 @@ func TestViewHolds(t *testing.T) {
 // writers churn and now and then the whole table is loaded anew. No burst of a concurrent reader sees half a
 // batch, or a wrong answer for the routes that never change.
 func TestApplyIsAtomic(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	pair4, pair6 := netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:1::/48")
 	fixed := map[string]NextHop{"0.0.0.0/0": 1, "198.51.100.0/24": 2, "198.51.100.77/32": 3, "::/0": 4, "3fff::/20": 5, "3fff::7/128": 6}
 	bulk := []Route{{pair4, 1000}, {pair6, 1000}}

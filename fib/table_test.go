@@ -7,12 +7,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"tapyard/bench/seed"
 )
 
 // TestModel compares a table with the slow model through shuffled inserts, replacements and deletions, down
 // to the empty table, which holds what it began with.
 func TestModel(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	for range max(scaled(20), 2) {
 		var d Domain
 		tab, model := New(&d), golden{}
@@ -61,7 +63,7 @@ func TestModel(t *testing.T) {
 // TestLengths nests every length over one address, in both families, default routes included, and peels them
 // off in random order.
 func TestLengths(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	for _, addr := range []string{"0.0.0.0", "255.255.255.255", "10.1.2.3", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db8:1:2:3:4:5:6"} {
 		a := netip.MustParseAddr(addr)
 		var d Domain
@@ -90,7 +92,7 @@ func TestLengths(t *testing.T) {
 // TestBGP loads the real table and compares it with exact lookups by length; then takes half of it away in
 // random order and puts it back, after which the same nodes are in use.
 func TestBGP(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	routes := bgpRoutes(t)
 	r.Shuffle(len(routes), func(i, j int) { routes[i], routes[j] = routes[j], routes[i] })
 	routes = routes[:max(scaled(len(routes)), 1)]
@@ -147,7 +149,7 @@ func compareBGP(t *testing.T, r *rand.Rand, tab *Table, routes []Route) {
 // TestChurn: a million random inserts and deletes, with a reader that holds blocks back for a while, end at
 // the memory they began with.
 func TestChurn(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	var d Domain
 	reader := d.Register()
 	defer reader.Close()
@@ -198,7 +200,7 @@ func TestChurn(t *testing.T) {
 
 // TestReplace: the contents become exactly the list, a later entry wins, nothing of the earlier table stays.
 func TestReplace(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	var d Domain
 	tab := New(&d)
 	for range 20 {
@@ -317,7 +319,7 @@ func TestMapped(t *testing.T) {
 // TestSmall: a table with under 1,000 routes takes at most 64 KiB, inserted one by one under a
 // reader that passes a quiescent point now and then, or loaded at once.
 func TestSmall(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	pods4 := func(i int) netip.Prefix {
 		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), 32)
 	}

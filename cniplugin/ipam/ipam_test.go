@@ -3,14 +3,13 @@ package ipam
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
-	"os"
 	"runtime"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
+
+	"tapyard/bench/seed"
 )
 
 // model is the slow truth about a small pool: a list of all addresses, looked through one by one.
@@ -78,19 +77,6 @@ func (m *model) release(owner string) {
 	}
 }
 
-func seeded(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TEST_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("TEST_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
-
 func mustNew(t *testing.T, subnet string) *Pool {
 	t.Helper()
 	p, err := New(netip.MustParsePrefix(subnet))
@@ -101,7 +87,7 @@ func mustNew(t *testing.T, subnet string) *Pool {
 }
 
 func TestAgainstModel(t *testing.T) {
-	rng := seeded(t)
+	rng := seed.Rand(t)
 	steps := 20000
 	if testing.Short() {
 		steps = 2000

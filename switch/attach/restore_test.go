@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/bench/nstest"
+	"tapyard/bench/seed"
 )
 
 func (n *node) listed() (keys []string) {
@@ -188,19 +188,6 @@ func TestOpenRemovesItsTemporaryDevices(t *testing.T) {
 	n.assertNothing(t)
 }
 
-func seeded(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TEST_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("TEST_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
-
 // churn is a pod that is attached and detached until the agent dies, and what its runtime knows then.
 type churn struct {
 	ns       *nstest.NS
@@ -230,7 +217,7 @@ func (c *churn) run(t *testing.T, dir, id string, rng *rand.Rand) {
 // Whenever an agent is killed, the next one has every pod whose ADD was answered, and the runtime's DEL
 // leaves nothing of any pod.
 func TestKilledAgent(t *testing.T) {
-	rng, rounds := seeded(t), 12
+	rng, rounds := seed.Rand(t), 12
 	if testing.Short() {
 		rounds = 3
 	}

@@ -4,31 +4,16 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"os"
-	"strconv"
 	"sync"
 	"testing"
-	"time"
-)
 
-// newRand returns a generator whose seed is printed; TEST_SEED replays a run.
-func newRand(t testing.TB) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TEST_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("TEST_SEED: %v", err)
-		}
-	}
-	t.Logf("TEST_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
+	"tapyard/bench/seed"
+)
 
 // Go's own map is the slow model. Sizes far below the 200 keys make chains in which nodes are replaced and
 // removed at the front, in the middle and at the end.
 func TestAgainstGoMap(t *testing.T) {
-	rng := newRand(t)
+	rng := seed.Rand(t)
 	rounds := 20_000
 	if testing.Short() {
 		rounds = 2_000
@@ -98,7 +83,7 @@ func TestReadersAmongWrites(t *testing.T) {
 			}
 		})
 	}
-	rng := newRand(t)
+	rng := seed.Rand(t)
 	for i := 1; i < 20_000; i++ {
 		m.Store(growing, i)
 		m.Store(rng.IntN(10), i)

@@ -4,32 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
+	"tapyard/bench/seed"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
-
-// newRand returns a generator whose seed is printed; TEST_SEED replays a run.
-func newRand(t testing.TB) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TEST_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("TEST_SEED: %v", err)
-		}
-	}
-	t.Logf("TEST_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
 
 func scaled(n int) int {
 	if testing.Short() {
@@ -116,7 +100,7 @@ func (m *model) sorted() []Entry {
 // transition between absent, learned and static occurs. A miscounted learned entry shows as RefusedFull too
 // early or too late.
 func TestAgainstModel(t *testing.T) {
-	rng := newRand(t)
+	rng := seed.Rand(t)
 	table, slow := New(30), &model{max: 30}
 	seen := map[Outcome]int{}
 	for i := range scaled(100_000) {
@@ -195,7 +179,7 @@ func TestFlood(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	seed := newRand(t).Uint64()
+	seed := seed.Rand(t).Uint64()
 	var attackers sync.WaitGroup
 	var added atomic.Int64
 	for _, from := range []port.ID{attacker1, attacker2} {
@@ -265,7 +249,7 @@ func TestReadersAmongWriters(t *testing.T) {
 			}
 		}
 	})
-	seed := newRand(t).Uint64()
+	seed := seed.Rand(t).Uint64()
 	for w := range 2 {
 		writers.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, uint64(w)))

@@ -4,11 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
-	"time"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -19,20 +16,6 @@ import (
 )
 
 func TestMain(m *testing.M) { nstest.Main(m) }
-
-// newRand prints its seed, which TEST_SEED replays.
-func newRand(t testing.TB) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TEST_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("TEST_SEED: %v", err)
-		}
-	}
-	t.Logf("TEST_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
 
 var (
 	srcMAC = wire.MAC{0x02, 0, 0, 0, 0, 0x0a}

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"tapyard/bench/seed"
 	"tapyard/switch/frame"
 	"tapyard/switch/wire"
 )
@@ -14,7 +15,7 @@ func address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(
 // Random takes, clones and releases against what the pool must guarantee: live frames never overlap, each
 // keeps its bytes and has its headroom, and the balance is right.
 func TestPoolAgainstModel(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	const frames, arena = 50, 20000
 	p := frame.NewPool(frames, arena)
 	type held struct {
@@ -150,7 +151,7 @@ func TestBurst(t *testing.T) {
 
 // The MTU check looks at what a super-frame becomes.
 func TestSegmentLenAgainstSegments(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	p := frame.NewPool(1, frame.DefaultArena)
 	for range 50 {
 		for _, kind := range kinds {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/bench/nstest"
+	"tapyard/bench/seed"
 	"tapyard/switch/frame"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
@@ -97,7 +98,7 @@ func (k *kernelCutter) cut(t *testing.T, f *frame.Frame, n int) [][]byte {
 
 // The kernel is the reference for what a super-frame stands for: every byte of every segment is the same.
 func TestSegmentsAgainstKernel(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	k := newKernelCutter(t)
 	rounds := 40
 	if testing.Short() {
@@ -117,7 +118,7 @@ func TestSegmentsAgainstKernel(t *testing.T) {
 }
 
 func TestCompleteChecksumAgainstKernel(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	k := newKernelCutter(t)
 	p := frame.NewPool(1, frame.DefaultArena)
 	for range 20 {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
+	"tapyard/bench/seed"
 	"tapyard/switch/frame"
 	"tapyard/switch/wire"
 )
@@ -52,7 +53,7 @@ func randomSizes(r *rand.Rand, s spec) spec {
 // super-frame with the fields that RFC 9293, 3168 and 768 change; re-encoded by gopacket, it must have the
 // same lengths and checksums.
 func TestSegmentsAgainstGopacket(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	rounds := 60
 	if testing.Short() {
 		rounds = 8
@@ -157,7 +158,7 @@ func decode(t testing.TB, b []byte) (d decoded) {
 func (d decoded) encode(t testing.TB) []byte { return serialize(t, d.list, d.payload) }
 
 func TestUDPSegmentChecksumZeroIsSentAsOnes(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	p := frame.NewPool(1, frame.DefaultArena)
 	f := spec{name: "udp4", udp: true, gso: 100, payload: 300}.build(t, r, p)
 	// A word of payload that was 0 takes over what the checksum was, so that the new one is 0.
@@ -175,7 +176,7 @@ func TestUDPSegmentChecksumZeroIsSentAsOnes(t *testing.T) {
 
 // Metadata that don't fit the bytes must be refused, not cut: a segment would lie about itself.
 func TestStartRefuses(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	p := frame.NewPool(1, frame.DefaultArena)
 	tcp4 := spec{gso: 1000, payload: 2999}
 	tcp6 := spec{v6: true, gso: 1000, payload: 2999}
@@ -223,7 +224,7 @@ func TestStartRefuses(t *testing.T) {
 
 // AppendTo must survive both a full burst and an empty pool without losing or repeating a segment.
 func TestAppendToResumes(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	const small = 5 // frames of the pool that the segments go to
 	source := frame.NewPool(1, frame.DefaultArena)
 	f := spec{gso: 300, payload: 300*(frame.BurstSize+3) + 1}.build(t, r, source)
@@ -267,7 +268,7 @@ func TestAppendToResumes(t *testing.T) {
 
 // Ethernet padding isn't covered by the checksum, whatever is in it.
 func TestCompleteChecksum(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	p := frame.NewPool(2, frame.DefaultArena)
 	for _, s := range kinds {
 		s.payload = r.IntN(100)
@@ -292,7 +293,7 @@ func TestCompleteChecksum(t *testing.T) {
 }
 
 func TestSegmenterDoesNotAllocate(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	source, p := frame.NewPool(1, frame.DefaultArena), frame.NewPool(frame.BurstSize, frame.DefaultArena)
 	f := spec{gso: 1448, payload: 40 * 1448}.build(t, r, source)
 	var s frame.Segmenter

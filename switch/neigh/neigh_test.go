@@ -5,34 +5,18 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"tapyard/bench/nstest"
+	"tapyard/bench/seed"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
 
 func TestMain(m *testing.M) { nstest.Main(m) }
-
-// newRand returns a generator whose seed is printed; TEST_SEED replays a run.
-func newRand(t testing.TB) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TEST_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("TEST_SEED: %v", err)
-		}
-	}
-	t.Logf("TEST_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
 
 // someAddr returns one of 40 addresses of both families.
 func someAddr(rng *rand.Rand) netip.Addr {
@@ -49,7 +33,7 @@ func find(list []Entry, vni uint32, a netip.Addr) int {
 
 // The slow model is a slice and a loop.
 func TestAgainstModel(t *testing.T) {
-	rng := newRand(t)
+	rng := seed.Rand(t)
 	rounds := 20_000
 	if testing.Short() {
 		rounds = 1_000

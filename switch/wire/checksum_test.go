@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/bits"
 	"testing"
+
+	"tapyard/bench/seed"
 )
 
 // slowSum is the model: RFC 1071 section 4.1, word by word, folded.
@@ -24,7 +26,7 @@ func slowSum(b []byte, initial uint64) uint16 {
 }
 
 func TestSum(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	buffer := randomBytes(r, 1<<17)
 	check := func(b []byte, initial uint32) {
 		t.Helper()
@@ -55,7 +57,7 @@ func TestSum(t *testing.T) {
 // What the comment of Sum promises about parts: even ones chain, what stands behind
 // an odd one is swapped.
 func TestSumOfParts(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	for range rounds(5000) {
 		whole := randomBytes(r, r.IntN(300))
 		cut := r.IntN(len(whole) + 1)
@@ -73,7 +75,7 @@ func TestSumOfParts(t *testing.T) {
 // Messages in which one word makes the checksum anything, the corners 0x0000 and
 // 0xffff among it.
 func TestUpdate16(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	corners := []uint16{0, 1, 0x00ff, 0x0100, 0x7fff, 0x8000, 0xfeff, 0xff00, 0xfffe, 0xffff}
 	word := func() uint16 {
 		if r.IntN(2) == 0 {

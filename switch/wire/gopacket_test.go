@@ -12,12 +12,14 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+
+	"tapyard/bench/seed"
 )
 
 // TestGopacketRewritesOurs builds random frames with our encoders. The ICMPv6 echo is
 // empty because gopacket loses an echo's data.
 func TestGopacketRewritesOurs(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	for range rounds(2000) {
 		for _, c := range []struct {
 			name  string

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+
+	"tapyard/bench/seed"
 )
 
 func ipv4Fields(ip IPv4) IPv4Fields {
@@ -85,7 +87,7 @@ func TestIPv4DecrementTTL(t *testing.T) {
 // Verification and the model agree on every header length, right and wrong
 // checksums, and bytes that carry as often as they can.
 func TestIPv4ChecksumOK(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	for range rounds(20000) {
 		ip := IPv4(randomBytes(r, 60))
 		if r.IntN(2) == 0 {

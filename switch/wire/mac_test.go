@@ -5,10 +5,12 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"tapyard/bench/seed"
 )
 
 func TestMACText(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	for range rounds(2000) {
 		m := MAC(randomBytes(r, 6))
 		if want := net.HardwareAddr(m[:]).String(); m.String() != want {

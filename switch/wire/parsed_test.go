@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"unsafe"
+
+	"tapyard/bench/seed"
 )
 
 // Each of the kernel's frames parses as gopacket sees it, padded or not; none of
@@ -232,7 +234,7 @@ func randomChain(r *rand.Rand, n int) (first uint8, chain []byte) {
 // Chains of extension headers whose length the builder knows: up to 8 are walked,
 // and no cut goes unnoticed.
 func TestParseExtensions(t *testing.T) {
-	r := newRand(t)
+	r := seed.Rand(t)
 	for range rounds(2000) {
 		n := r.IntN(maxExtensions + 2)
 		first, chain := randomChain(r, n)

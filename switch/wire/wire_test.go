@@ -5,11 +5,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
 // unhex reads hex digits; a line's // begins a comment.
@@ -24,21 +21,6 @@ func unhex(s string) []byte {
 		panic(err)
 	}
 	return b
-}
-
-// newRand returns a generator whose seed is printed; TEST_SEED replays a run.
-func newRand(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("TEST_SEED"); s != "" {
-		v, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatalf("TEST_SEED: %v", err)
-		}
-		seed = v
-	}
-	t.Logf("TEST_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
 }
 
 // rounds is n, or a twentieth of it under -short.
