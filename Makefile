@@ -17,8 +17,8 @@ deps: ## install what build, tests and demo need and the machine lacks (a C comp
 
 build: ## bin/tapyard and bin/tapyard-cni
 	@mkdir -p bin
-	go build -trimpath -o bin/tapyard ./cmd/tapyard
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/tapyard-cni ./cmd/tapyard-cni
+	go build -buildvcs=auto -trimpath -o bin/tapyard ./cmd/tapyard
+	CGO_ENABLED=0 go build -buildvcs=auto -trimpath -ldflags '-s -w' -o bin/tapyard-cni ./cmd/tapyard-cni
 
 check: build ## build, vet, architecture and short tests: a minute
 	go vet ./...

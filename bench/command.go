@@ -13,14 +13,16 @@ import (
 func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   benchVerb,
-		Short: "measure the switch beside others, on this machine",
+		Short: "Measure the switch beside others, on this machine",
 		Long: `Measures the switch beside other ways to join pods, in network namespaces of its own on this machine.
 Subjects are measured in turn, A B A B; rows that compare are the median of the ratios of neighbouring runs,
 and above 1 means that the switch is better. Progress goes to standard error.`,
+		Args: cobra.NoArgs, // or a mistyped subcommand would print the help and succeed
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
-		compareCommand("pps", "frames per second between two pods on one node", PPS),
-		compareCommand("tcp", "throughput of one TCP stream between two pods on one node", TCP),
+		compareCommand("pps", "Frames per second between two pods on one node", PPS),
+		compareCommand("tcp", "Throughput of one TCP stream between two pods on one node", TCP),
 		restartCommand(),
 		workerCommand(),
 	)

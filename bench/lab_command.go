@@ -21,6 +21,8 @@ func LabCommand() *cobra.Command {
 Each node (n1, n2, ...) is a namespace with an agent of its own and pods (n1p1, n1p2, ...) that the CNI plugin
 attached. The nodes' network is an agent too, in mode l2. All namespaces are called tapyard-..., all files are
 in ` + labDir + `; 'lab down' removes both, also after a crash.`,
+		Args: cobra.NoArgs, // or a mistyped subcommand would print the help and succeed
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(labUpCommand(), labStatusCommand(), labExecCommand(), labProbeCommand(), labDownCommand(), labSuperviseCommand())
 	return cmd

@@ -126,10 +126,14 @@ func disturbing(others, took time.Duration) bool {
 	return others > took*time.Duration(runtime.NumCPU())/10
 }
 
-// figures are the values of ppsMetrics; alone is the machine's CPU time for generating one frame.
+// figures are the values of ppsMetrics; alone is the machine's CPU time for generating one frame. Where
+// generating alone cost more than the whole run, one of the two was disturbed: not a number.
 func (a *account) figures(alone float64) values {
 	received := float64(a.sink.Received)
 	machine := a.cpu.machine.Seconds() - alone*float64(a.generator.Sent)
+	if machine <= 0 {
+		machine = math.NaN()
+	}
 	return values{received / a.sink.Took.Seconds(), received / a.cpu.process.Seconds(), received / machine}
 }
 

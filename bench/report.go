@@ -18,8 +18,8 @@ import (
 
 // Report is what a benchmark found.
 type Report struct {
-	Host   string            `json:"host"`             // processor, cores, kernel, Go version
-	Commit string            `json:"commit,omitempty"` // of this binary, as far as it knows
+	Host   string            `json:"host"`   // processor, cores, kernel, Go version
+	Commit string            `json:"commit"` // of this binary, "unknown" if built outside of a repository
 	Rows   []Row             `json:"rows"`
 	Absent map[string]string `json:"absent,omitempty"` // peers that were not measured, and why
 }
@@ -122,9 +122,7 @@ func quartiles(xs []float64) (q [3]float64, ok bool) {
 // WriteTable writes the report for people.
 func (r *Report) WriteTable(w io.Writer) error {
 	fmt.Fprintln(w, r.Host)
-	if r.Commit != "" {
-		fmt.Fprintln(w, "commit", r.Commit)
-	}
+	fmt.Fprintln(w, "commit", r.Commit)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nNAME\tMEDIAN\tQUARTILES\tUNIT")
 	for _, row := range r.Rows {
@@ -177,11 +175,13 @@ func cpuModel() string {
 	return runtime.GOARCH // arm64 names no model
 }
 
+const unknownCommit = "unknown"
+
 // commit is what the go command stamped into the binary.
 func commit() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return ""
+		return unknownCommit
 	}
 	var revision, dirty string
 	for _, s := range info.Settings {
@@ -193,7 +193,7 @@ func commit() string {
 		}
 	}
 	if revision == "" {
-		return ""
+		return unknownCommit
 	}
 	return revision + dirty
 }

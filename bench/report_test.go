@@ -56,12 +56,12 @@ func TestRowsCompareNeighbours(t *testing.T) {
 }
 
 func TestReportShape(t *testing.T) {
-	r := Report{Host: "a machine", Rows: []Row{{Name: "tcp.samenode.raw", Value: 1.5, Unit: unitRatio, Low: 1.4, High: 1.6, Peer: "raw", Ratio: 1.5}}, Absent: map[string]string{"vde": "not installed"}}
+	r := Report{Host: "a machine", Commit: "abc", Rows: []Row{{Name: "tcp.samenode.raw", Value: 1.5, Unit: unitRatio, Low: 1.4, High: 1.6, Peer: "raw", Ratio: 1.5}}, Absent: map[string]string{"vde": "not installed"}}
 	text, err := json.Marshal(r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := `{"host":"a machine","rows":[{"name":"tcp.samenode.raw","value":1.5,"unit":"ratio","low":1.4,"high":1.6,"peer":"raw","ratio":1.5}],"absent":{"vde":"not installed"}}`; string(text) != want {
+	if want := `{"host":"a machine","commit":"abc","rows":[{"name":"tcp.samenode.raw","value":1.5,"unit":"ratio","low":1.4,"high":1.6,"peer":"raw","ratio":1.5}],"absent":{"vde":"not installed"}}`; string(text) != want {
 		t.Errorf("JSON\n%s, want\n%s", text, want)
 	}
 	var table strings.Builder

@@ -54,8 +54,8 @@ type Switch struct {
 
 // New returns a switch with nothing attached, whose workers don't run before Start.
 func New(cfg Config) (*Switch, error) {
-	if cfg.Workers < 1 || cfg.Workers > maxWorkers {
-		return nil, fmt.Errorf("%d workers: at least 1, at most %d", cfg.Workers, maxWorkers)
+	if cfg.Workers < 1 || cfg.Workers > MaxWorkers {
+		return nil, fmt.Errorf("%d workers: at least 1, at most %d", cfg.Workers, MaxWorkers)
 	}
 	sw := &Switch{
 		log: cfg.Log, fdb: fdb.New(maxFDBEntries), neighbors: neigh.New(),
@@ -84,8 +84,9 @@ func (sw *Switch) Start() {
 	sw.slowEnded.Go(sw.slow.run)
 }
 
-// maxWorkers: more than 64 threads that each send on every port would spend their time on each other.
-const maxWorkers = 64
+// MaxWorkers bounds Config.Workers: more than 64 threads that each send on every port would spend their
+// time on each other.
+const MaxWorkers = 64
 
 // Workers returns the number of workers, without the slow one.
 func (sw *Switch) Workers() int { return len(sw.workers) }

@@ -34,7 +34,13 @@ func agentCommand() *cobra.Command {
 		Long: `Run the switch of this node until SIGTERM. It needs root (CAP_NET_ADMIN and CAP_NET_RAW), a
 configuration (` + defaultConfig + `, every key is also a flag) and, in mode routed, a peers file:
 
-  clusterCIDRs: [10.244.0.0/16, fd00:10:244::/48]
+  # ` + defaultConfig + `: keys in camel case, so --run-dir is runDir; --pod-subnet is podSubnets
+  name: n1
+  podSubnets: [10.244.1.0/24, "fd00:10:244:1::/64"]
+  underlay: [192.168.1.11]
+
+  # /etc/tapyard/peers.yaml
+  clusterCIDRs: [10.244.0.0/16, "fd00:10:244::/48"]
   peers:
   - {name: n2, underlay: 192.168.1.12, podSubnets: [10.244.2.0/24, "fd00:10:244:2::/64"]}
 
@@ -46,10 +52,10 @@ old state keeps forwarding. Pods stay attached when the agent stops; the next st
 	flags.bind(cmd) // for --help and for refusing what isn't one; configFrom reads them over the file
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := configFrom(os.Args[2:])
-		if err == nil {
-			err = c.check()
-		}
 		if err != nil {
+			return err
+		}
+		if err := c.check(); err != nil {
 			return err
 		}
 		return runAgent(cmd.Context(), &c)
@@ -69,6 +75,7 @@ type agent struct {
 	pods       *attach.Manager
 	peers      *static.File
 	hup        chan os.Signal // reload the peers file; in mode l2 nobody listens
+	ready      bool
 	closers    []func() error
 }
 
@@ -97,6 +104,7 @@ func (a *agent) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.cfg.MTU, a.cfg.Workers = mtu, a.cfg.workers() // from here on, and for `show config`, what is in force
 	a.node = a.cfg.node(mtu)
 	if a.sw, err = vswitch.New(vswitch.Config{Workers: a.cfg.workers(), Log: a.log}); err != nil {
 		return err
@@ -239,6 +247,7 @@ func (a *agent) serve(ctx context.Context) error {
 			ended <- err
 		}()
 	}
+	a.ready = true
 	a.log.Info("ready", "mode", a.cfg.Mode, "workers", a.cfg.workers(), "mtu", a.node.MTU, "pods", len(a.pods.List()))
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	<-ctx.Done()
@@ -289,6 +298,9 @@ func (a *agent) stopSwitch() error {
 	}
 	if err := l.Check(); err != nil {
 		return err
+	}
+	if !a.ready {
+		return nil // the reason why is on its way
 	}
 	a.log.Info("stopped; the ledger balances", "rx", l.Rx.Frames, "tx", l.Tx.Frames, "drops", l.Drops.Frames)
 	return nil

@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"tapyard/encap"
+	vswitch "tapyard/switch"
 	"tapyard/switch/control"
 	"tapyard/switch/wire"
 )
@@ -47,7 +48,7 @@ type config struct {
 func defaults() config {
 	name, _ := os.Hostname() // an empty name is refused below
 	return config{
-		Name: name, Mode: modeRouted, VNI: 1, Port: 4789,
+		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort,
 		PeersFile: "/etc/tapyard/peers.yaml", RunDir: "/run/tapyard", StateDir: "/var/lib/tapyard",
 	}
 }
@@ -160,11 +161,14 @@ func (c *config) check() error {
 	if c.Name == "" {
 		bad("name is empty and the machine has no hostname; set name to what the peers call this node")
 	}
+	if c.Port == 0 {
+		bad("port 0: 1 to 65535; VXLAN's is %d", encap.DefaultPort)
+	}
 	if c.VNI >= 1<<24 {
 		bad("vni %d: at most %d (24 bits)", c.VNI, 1<<24-1)
 	}
-	if c.Workers < 0 || c.Workers > 64 {
-		bad("workers %d: 0 (one per core, at most 4) to 64", c.Workers)
+	if c.Workers < 0 || c.Workers > vswitch.MaxWorkers {
+		bad("workers %d: 0 (one per core, at most 4) to %d", c.Workers, vswitch.MaxWorkers)
 	}
 	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
 		bad("mtu %d: 0 (follow the underlay) or 1280 (the least for IPv6) to 65535", c.MTU)

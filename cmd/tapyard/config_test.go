@@ -9,13 +9,14 @@ import (
 )
 
 func TestBadConfigurationStopsTheStart(t *testing.T) {
-	routed := config{Name: "n1", Mode: modeRouted, VNI: 1, RunDir: "/run/tapyard",
+	routed := config{Name: "n1", Mode: modeRouted, VNI: 1, Port: 4789, RunDir: "/run/tapyard",
 		PodSubnets: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}, Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
 	if err := routed.check(); err != nil {
 		t.Fatal(err)
 	}
 	for part, change := range map[string]func(*config){
 		"name is empty":                func(c *config) { c.Name = "" },
+		"port 0":                       func(c *config) { c.Port = 0 },
 		"vni 16777216":                 func(c *config) { c.VNI = 1 << 24 },
 		"workers 65":                   func(c *config) { c.Workers = 65 },
 		"mtu 576":                      func(c *config) { c.MTU = 576 },

@@ -40,7 +40,7 @@ them to other nodes in UDP (VXLAN).
   tapyard lab up                 three nodes with two pods each, in network namespaces of this machine
   tapyard lab exec n1p1 -- ip a  look into a pod
   tapyard show ports --node n1   look into a node's agent
-  tapyard demo                   all of it in two minutes, then everything is gone again`,
+  tapyard demo                   all of it in a minute, then everything is gone again`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}

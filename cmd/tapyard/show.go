@@ -60,13 +60,17 @@ func showCommand() *cobra.Command {
 		Use:   "show",
 		Short: "Look into a running agent",
 		Long: `Look into a running agent: a table for people, or JSON with -o json. --watch repeats it every second.
-The agent is the one of this machine, one whose admin socket --socket names, or a lab node by --node.`,
+The agent is the one of this machine, one whose admin socket --socket names, or a lab node by --node.
+FRAMES counts frames as they are held in memory, WIRE the frames on the wire that they stand for.`,
+		Args: cobra.NoArgs, // or a mistyped view would print the help and succeed
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	f := cmd.PersistentFlags()
 	f.StringVar(&opts.socket, "socket", filepath.Join(defaults().RunDir, "admin.sock"), "the agent's admin socket")
 	f.StringVar(&opts.node, "node", "", "a node of the lab instead, such as n1")
 	f.StringVarP(&opts.output, "output", "o", "", "json, instead of a table")
 	f.BoolVar(&opts.watch, "watch", false, "repeat every second until interrupted")
+	cmd.MarkFlagsMutuallyExclusive("socket", "node")
 	for _, v := range views {
 		cmd.AddCommand(&cobra.Command{Use: v.name, Short: v.short, Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return opts.run(cmd.Context(), v, cmd.OutOrStdout()) }})

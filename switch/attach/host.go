@@ -190,7 +190,7 @@ func MTUOf(a netip.Addr) (int, error) {
 			}
 		}
 	}
-	return 0, fmt.Errorf("underlay address %s is on no interface of this node; 'ip address' lists what is there, or set mtu", a)
+	return 0, fmt.Errorf("configuration: underlay %s is on no interface of this node; use one that 'ip address' lists", a)
 }
 
 func prefixOf(n *net.IPNet) netip.Prefix {

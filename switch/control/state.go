@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"tapyard/switch/wire"
 )
@@ -84,6 +85,9 @@ func (s *State) Validate(n *Node) error {
 			errs = append(errs, fmt.Errorf("clusterCIDRs: %s has host bits set; write %s", cidr, cidr.Masked()))
 		}
 	}
+	if len(s.ClusterCIDRs) == 0 && len(s.Peers) > 0 {
+		errs = append(errs, errors.New("clusterCIDRs is missing; it holds the pod subnets of all nodes, for example [10.244.0.0/16]"))
+	}
 	for i := range s.Peers {
 		p := &s.Peers[i]
 		if p.Name == "" {
@@ -95,6 +99,7 @@ func (s *State) Validate(n *Node) error {
 		}
 		names[p.Name] = true
 		if p.Name == n.Name {
+			errs = append(errs, p.matches(n))
 			continue
 		}
 		errs = append(errs, p.validate(n))
@@ -109,7 +114,25 @@ func (s *State) Validate(n *Node) error {
 	return errors.Join(errs...)
 }
 
+// matches holds this node's own entry against its configuration: the other nodes go by the entry.
+func (p *Peer) matches(n *Node) error {
+	for _, a := range p.Underlay {
+		if !slices.Contains(n.Underlay, a) {
+			return fmt.Errorf("peer %s is this node, but underlay %s is none of its own %v", p.Name, a, n.Underlay)
+		}
+	}
+	for _, prefix := range p.PodSubnets {
+		if !slices.Contains(n.PodSubnets, prefix) {
+			return fmt.Errorf("peer %s is this node, but pod subnet %s is none of its own %v", p.Name, prefix, n.PodSubnets)
+		}
+	}
+	return nil
+}
+
 func (p *Peer) validate(n *Node) error {
+	if len(p.Underlay) == 0 {
+		return fmt.Errorf("peer %s: underlay is missing", p.Name)
+	}
 	if _, ok := p.VTEP(n.Underlay[0]); !ok {
 		return fmt.Errorf("peer %s: no underlay address of the tunnels' family (this node's is %s)", p.Name, n.Underlay[0])
 	}

@@ -38,10 +38,15 @@ func TestAWrongStateIsRefusedWithBothNames(t *testing.T) {
 		state *State
 		parts []string // of the error; none: the state is right
 	}{
-		"right":            {cluster(n2), nil},
-		"own entry listed": {cluster(n2, Peer{Name: "n1", Underlay: addrs("192.168.1.11"), PodSubnets: prefixes("10.244.1.0/24")}), nil},
-		"name twice":       {cluster(n2, n2), []string{"n2", "twice"}},
-		"no name":          {cluster(Peer{}), []string{"peers[0]", "no name"}},
+		"right":             {cluster(n2), nil},
+		"own entry listed":  {cluster(n2, Peer{Name: "n1", Underlay: addrs("192.168.1.11"), PodSubnets: prefixes("10.244.1.0/24")}), nil},
+		"own entry differs": {cluster(Peer{Name: "n1", Underlay: addrs("192.168.1.99")}), []string{"n1", "192.168.1.99", "192.168.1.11"}},
+		"own subnet differs": {cluster(Peer{Name: "n1", Underlay: addrs("192.168.1.11"), PodSubnets: prefixes("10.244.8.0/24")}),
+			[]string{"n1", "10.244.8.0/24", "10.244.1.0/24"}},
+		"no underlay":     {cluster(Peer{Name: "n2"}), []string{"n2", "underlay is missing"}},
+		"no clusterCIDRs": {&State{Peers: []Peer{n2}}, []string{"clusterCIDRs is missing"}},
+		"name twice":      {cluster(n2, n2), []string{"n2", "twice"}},
+		"no name":         {cluster(Peer{}), []string{"peers[0]", "no name"}},
 		"same underlay": {cluster(n2, Peer{Name: "n3", Underlay: addrs("192.168.1.12"), PodSubnets: prefixes("10.244.3.0/24")}),
 			[]string{"n3", "192.168.1.12", "n2"}},
 		"our underlay": {cluster(Peer{Name: "n3", Underlay: addrs("192.168.1.11"), PodSubnets: prefixes("10.244.3.0/24")}),
