@@ -14,10 +14,13 @@ import (
 )
 
 // A probe is probeExchanges questions and answers; the fastest is its round-trip time, since the first one
-// resolves addresses too. Each may take probePatience; a reply over an idle lab takes less than 1 ms.
+// resolves addresses too. Each may take probePatience; a reply over an idle lab takes less than 1 ms. The
+// first one may take probeFirst: the kernel asks again for a neighbour after 1 s (RFC 4861 section 10,
+// RETRANS_TIMER), and the first request is lost when a link has just come up.
 const (
 	probeExchanges = 3
 	probePatience  = time.Second
+	probeFirst     = 2500 * time.Millisecond
 )
 
 // probeProtos are the protocols of a probe.
@@ -151,7 +154,11 @@ func (p *Probe) run(ctx context.Context, from, to string, bind netip.Addr) error
 		return err
 	}
 	for i := range probeExchanges {
-		rtt, err := s.exchange(ctx, byte(i))
+		patience := probePatience
+		if i == 0 {
+			patience = probeFirst
+		}
+		rtt, err := s.exchange(ctx, byte(i), patience)
 		if err != nil {
 			return fmt.Errorf("exchange %d of %d: %w", i+1, probeExchanges, err)
 		}
@@ -279,7 +286,7 @@ func (s *probeSession) see(msg []byte, from netip.Addr) {
 
 // dial opens the source's end.
 func (s *probeSession) dial(ctx context.Context) (err error) {
-	d := net.Dialer{Timeout: probePatience}
+	d := net.Dialer{Timeout: probeFirst}
 	at := netip.AddrPortFrom(s.target, s.port).String()
 	switch s.proto {
 	case "tcp":
@@ -298,14 +305,14 @@ func (s *probeSession) dial(ctx context.Context) (err error) {
 	return err
 }
 
-// exchange sends a message and waits for its echo.
-func (s *probeSession) exchange(ctx context.Context, number byte) (rtt time.Duration, err error) {
+// exchange sends a message and waits for its echo for as long as patience.
+func (s *probeSession) exchange(ctx context.Context, number byte, patience time.Duration) (rtt time.Duration, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
 	msg := append(slices.Clone(s.nonce), number)
 	start := time.Now()
-	if err := s.conn.SetDeadline(start.Add(probePatience)); err != nil {
+	if err := s.conn.SetDeadline(start.Add(patience)); err != nil {
 		return 0, err
 	}
 	if _, err := s.conn.Write(msg); err != nil {
@@ -314,7 +321,7 @@ func (s *probeSession) exchange(ctx context.Context, number byte) (rtt time.Dura
 	for buf := make([]byte, 128); ; {
 		n, err := s.conn.Read(buf)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return 0, fmt.Errorf("no answer within %v", probePatience)
+			return 0, fmt.Errorf("no answer within %v", patience)
 		}
 		if err != nil {
 			return 0, err
