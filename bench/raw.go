@@ -57,7 +57,9 @@ func buildRaw(ctx context.Context, dir string) (program string, err error) {
 	if err := os.WriteFile(source, rawSource, 0o600); err != nil {
 		return "", err
 	}
-	if out, err := exec.CommandContext(ctx, cc, "-O2", "-o", program, source).CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(ctx, cc, "-O2", "-o", program, source)
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir) // cc leaves its temporary files there when it is interrupted
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build raw: %w: %s", err, out)
 	}
 	return program, nil
