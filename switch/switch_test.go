@@ -380,6 +380,19 @@ func TestAPortsFloodFillsItsShareOnly(t *testing.T) {
 	}
 }
 
+func TestAnUnbalancedLedgerSaysWhatIsMissing(t *testing.T) {
+	l := Ledger{Rx: Count{7, 9}, Tx: Count{5, 7}, Consumed: Count{2, 2}}
+	if err := l.Check(); err != nil {
+		t.Error(err)
+	}
+	l.Tx.Frames--
+	wantError(t, l.Check(), "1 frames and 0 wire frames in flight")
+	l.Tx.Frames++
+	l.Split.Frames++ // further frames that stand for none on the wire
+	wantError(t, l.Check(), "1 frames and 0 wire frames in flight")
+	wantError(t, (&Ledger{PoolLive: 3}).Check(), "3 buffers out")
+}
+
 func TestConfigurationErrorsNameTheThing(t *testing.T) {
 	r := newRig(t, port.CapsAll)
 	_, err := r.sw.Attach(porttest.New("a", 0), RoleAccess, testVNI)
