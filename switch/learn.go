@@ -33,14 +33,12 @@ func (w *worker) learn(f *frame.Frame) {
 		return
 	}
 	if !admit(&w.in.quota.events, eventsPerPort) {
-		w.st.EventsLost.Add(1)
-		return
+		return // the next frame brings another
 	}
 	select {
 	case w.sw.slow.events <- learnEvent{w.in, f.VNI, src}:
 	default:
 		w.in.quota.events.Add(-1)
-		w.st.EventsLost.Add(1)
 	}
 }
 

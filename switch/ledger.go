@@ -3,7 +3,6 @@ package vswitch
 import (
 	"fmt"
 
-	"tapyard/switch/drop"
 	"tapyard/switch/port"
 )
 
@@ -21,15 +20,14 @@ func (c *Count) add(t *port.Tally) {
 // Ledger is the account of every frame since the start: what came, rx + originated + copied + split,
 // against what went, tx + consumed + drops. The difference is in flight, zero at rest.
 type Ledger struct {
-	Rx         Count             `json:"rx"`
-	Originated Count             `json:"originated"`
-	Copied     Count             `json:"copied"`
-	Split      Count             `json:"split"`
-	Tx         Count             `json:"tx"`
-	Consumed   Count             `json:"consumed"`
-	Drops      Count             `json:"drops"`
-	Reasons    [drop.Count]Count `json:"-"`
-	PoolLive   int64             `json:"pool_live"` // frames that the workers' pools have out
+	Rx         Count `json:"rx"`
+	Originated Count `json:"originated"`
+	Copied     Count `json:"copied"`
+	Split      Count `json:"split"`
+	Tx         Count `json:"tx"`
+	Consumed   Count `json:"consumed"`
+	Drops      Count `json:"drops"`
+	PoolLive   int64 `json:"pool_live"` // frames that the workers' pools have out
 }
 
 func (l *Ledger) add(ps *portState) {
@@ -42,7 +40,6 @@ func (l *Ledger) add(ps *portState) {
 		l.Tx.add(&st.Tx)
 		l.Consumed.add(&st.Consumed)
 		for r := range st.Drops {
-			l.Reasons[r].add(&st.Drops[r])
 			l.Drops.add(&st.Drops[r])
 		}
 	}

@@ -75,7 +75,6 @@ func (w *worker) puntFrame(f *frame.Frame, p *wire.Parsed, v *verdict) {
 		item.kind, item.vni, item.in, item.wire, item.parsed = v.punt, f.VNI, w.in, f.Wire(), *p
 		item.n = copy(item.buf[:], f.Bytes())
 		item.whole = item.n == f.Len() && !f.NeedsCsum
-		w.st.PuntEvents.Add(1)
 		w.sw.slow.frames <- item // as many places as items: never blocks
 		f.Release()
 	default:

@@ -74,6 +74,3 @@ func (sw *Switch) FDB() []fdb.Entry { return sw.fdb.Entries() }
 
 // Neighbors returns the addresses that the switch answers for.
 func (sw *Switch) Neighbors() []neigh.Entry { return sw.neighbors.Entries() }
-
-// Generation returns the number of the current Snapshot.
-func (sw *Switch) Generation() uint64 { return sw.snapshot.Load().Generation }

@@ -112,8 +112,8 @@ func (a *agent) start(ctx context.Context) error {
 	a.closers = append(a.closers, a.stopSwitch)
 	network := vswitch.Network{VNI: a.cfg.VNI, RouterMAC: a.node.RouterMAC}
 	for _, p := range a.cfg.PodSubnets {
-		network.Gateways = append(network.Gateways, control.Gateway(p))
-		network.Locals = append(network.Locals, control.Local(p))
+		network.Gateways = append(network.Gateways, attach.Gateway(p))
+		network.Locals = append(network.Locals, attach.Local(p))
 	}
 	if err := a.sw.AddNetwork(network); err != nil {
 		return err

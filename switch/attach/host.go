@@ -35,6 +35,12 @@ type Host struct {
 	link netlink.Link
 }
 
+// Gateway returns the first address of a pod subnet (.1, ::1), which the host has.
+func Gateway(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Next() }
+
+// Local returns the second one (.2, ::2), which is the switch's own.
+func Local(subnet netip.Prefix) netip.Addr { return Gateway(subnet).Next() }
+
 // OpenHost makes tapyard0 or takes over the one that is there, with its addresses.
 func OpenHost(cfg HostConfig) (*Host, error) {
 	h := &Host{cfg: cfg}
@@ -83,7 +89,7 @@ func (h *Host) setUp() error {
 
 func (h *Host) setAddresses() error {
 	for _, subnet := range h.cfg.Subnets {
-		gateway := subnet.Masked().Addr().Next()
+		gateway := Gateway(subnet)
 		addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(gateway, gateway.BitLen())), Flags: unix.IFA_F_NODAD}
 		if err := netlink.AddrReplace(h.link, addr); err != nil {
 			return fmt.Errorf("address %s: %w", gateway, err)
@@ -100,7 +106,7 @@ func (h *Host) dropAddresses() error {
 	}
 	for _, a := range addrs {
 		have := prefixOf(a.IPNet).Addr()
-		ours := slices.ContainsFunc(h.cfg.Subnets, func(s netip.Prefix) bool { return s.Masked().Addr().Next() == have })
+		ours := slices.ContainsFunc(h.cfg.Subnets, func(s netip.Prefix) bool { return Gateway(s) == have })
 		if ours || have.IsLinkLocalUnicast() {
 			continue
 		}
@@ -114,7 +120,7 @@ func (h *Host) dropAddresses() error {
 // setNeighbors makes .2 and ::2 the switch for good: the host never asks for it.
 func (h *Host) setNeighbors() error {
 	for _, subnet := range h.cfg.Subnets {
-		local := subnet.Masked().Addr().Next().Next()
+		local := Local(subnet)
 		n := &netlink.Neigh{LinkIndex: h.link.Attrs().Index, State: netlink.NUD_PERMANENT,
 			IP: local.AsSlice(), HardwareAddr: h.cfg.RouterMAC[:]}
 		if err := netlink.NeighSet(n); err != nil {
@@ -146,10 +152,10 @@ func (h *Host) SetRoutes(cidrs []netip.Prefix) error {
 // choose the address of the interface that it thinks nearest.
 func (h *Host) addRoute(cidr netip.Prefix) error {
 	for _, subnet := range h.cfg.Subnets {
-		gateway := subnet.Masked().Addr().Next()
+		gateway := Gateway(subnet)
 		if gateway.Is4() == cidr.Addr().Is4() {
 			return netlink.RouteReplace(&netlink.Route{
-				LinkIndex: h.link.Attrs().Index, Dst: ipNet(cidr), Gw: gateway.Next().AsSlice(), Src: gateway.AsSlice(),
+				LinkIndex: h.link.Attrs().Index, Dst: ipNet(cidr), Gw: Local(subnet).AsSlice(), Src: gateway.AsSlice(),
 				Flags: int(netlink.FLAG_ONLINK), MTU: h.cfg.MTU, Protocol: unix.RTPROT_STATIC,
 			})
 		}

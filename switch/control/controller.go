@@ -123,8 +123,8 @@ func (c *Controller) compile(s State) map[netip.Prefix]vswitch.Adjacency {
 	}
 	for _, p := range n.PodSubnets {
 		routes[p] = vswitch.Adjacency{Kind: vswitch.AdjNoNeighbor}
-		routes[single(Gateway(p))] = own
-		routes[single(Local(p))] = vswitch.Adjacency{Kind: vswitch.AdjLocal}
+		routes[single(attach.Gateway(p))] = own
+		routes[single(attach.Local(p))] = vswitch.Adjacency{Kind: vswitch.AdjLocal}
 	}
 	return routes
 }

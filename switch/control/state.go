@@ -53,12 +53,6 @@ type Node struct {
 	MTU        int // of the overlay
 }
 
-// Gateway returns the first address of a pod subnet (.1, ::1), which the host has.
-func Gateway(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Next() }
-
-// Local returns the second one (.2, ::2), which is the switch's own.
-func Local(subnet netip.Prefix) netip.Addr { return Gateway(subnet).Next() }
-
 // claim is an address range with its owner's name, for messages that name both sides.
 type claim struct {
 	owner  string

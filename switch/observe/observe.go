@@ -152,7 +152,7 @@ func (s *Source) identify(p *Port, v vswitch.PortView, pods map[string]attach.At
 	case vswitch.RoleHost:
 		p.MAC = s.HostMAC.String()
 		for _, subnet := range s.Node.PodSubnets {
-			p.Addresses = append(p.Addresses, control.Gateway(subnet))
+			p.Addresses = append(p.Addresses, attach.Gateway(subnet))
 		}
 	case vswitch.RoleAccess:
 		a := pods[p.Name]

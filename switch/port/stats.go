@@ -36,8 +36,6 @@ type Stats struct {
 	Copied           Tally // further frames made by flooding
 	Split            Tally // further frames made by segmenting in send; no wire frames
 	Consumed         Tally // frames that the switch itself was the destination of
-	PuntEvents       Counter
-	EventsLost       Counter // learn events that found the queue full; the next frame brings another
 	Drops            [drop.Count]Tally
 }
 
