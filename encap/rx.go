@@ -90,9 +90,10 @@ func (q *rxQueue) deliver(b *frame.Burst, p *frame.Pool, st *port.Stats) bool {
 	peers := q.peers.load()
 	for ; q.next < q.got; q.next++ {
 		datagram := wire.VXLAN(q.slots[q.next][:q.msgs[q.next].len])
-		peer, reason := peers.sender(datagram, q.from[q.next].addr())
+		from := q.from[q.next].addr()
+		peer, reason := peers.sender(datagram, from)
 		if reason != drop.None {
-			st.RxDropped(reason, len(datagram))
+			st.RxDropped(reason, datagram, from)
 			continue
 		}
 		if b.Full() {

@@ -200,7 +200,7 @@ func (q *txQueue) count() {
 	var frames, wireFrames, bytes uint64
 	for i, f := range q.frames {
 		if reason := q.reasons[i]; reason != drop.None {
-			q.st.Count(reason, f.Wire())
+			q.st.Drop(reason, f.Wire(), f.Bytes())
 			q.reasons[i] = drop.None
 			continue
 		}

@@ -32,7 +32,7 @@ func (w *worker) act() {
 }
 
 func (w *worker) drop(f *frame.Frame, r drop.Reason) {
-	w.st.Count(r, f.Wire())
+	w.st.Drop(r, f.Wire(), f.Bytes())
 	f.Release()
 }
 
@@ -96,7 +96,7 @@ func (w *worker) copyTo(f *frame.Frame, ps *portState) {
 		w.send() // gives back what this burst has cloned so far
 		if c = f.Clone(); c == nil {
 			w.st.Copied.Add(1, uint64(f.Wire()))
-			w.st.Count(drop.NoBuffer, f.Wire())
+			w.st.Drop(drop.NoBuffer, f.Wire(), f.Bytes())
 			return
 		}
 	}

@@ -1,6 +1,8 @@
 package vswitch
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"tapyard/switch/port"
@@ -13,6 +15,7 @@ const stopID = -1
 // the queue has more.
 func (w *worker) recv(ev unix.EpollEvent) (more bool) {
 	w.burst.Reset()
+	w.now = time.Now().UnixNano()
 	if ev.Fd == stopID {
 		w.stopped = true
 		return false

@@ -2,6 +2,7 @@ package vswitch
 
 import (
 	"sync/atomic"
+	"time"
 
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
@@ -142,6 +143,7 @@ func (s *slowWorker) drain() {
 func (s *slowWorker) handle(p *punt) {
 	s.reader.Online()
 	s.snap = s.sw.snapshot.Load()
+	s.now = time.Now().UnixNano()
 	st := &p.in.stats[s.id]
 	reason := drop.None
 	switch net := s.snap.network(p.vni); {
@@ -164,7 +166,7 @@ func (s *slowWorker) handle(p *punt) {
 	if reason == drop.None {
 		st.Consumed.Add(1, uint64(p.wire))
 	} else {
-		st.Count(reason, p.wire)
+		st.Drop(reason, p.wire, p.bytes())
 	}
 	s.live.Store(int64(s.pool.Live()))
 	s.reader.Offline()

@@ -72,6 +72,9 @@ func New(cfg Config) (*Switch, error) {
 		sw.workers = append(sw.workers, w)
 	}
 	sw.slow = newSlowWorker(sw, cfg.Workers)
+	for w := range local.stats {
+		local.stats[w].Now = sw.clock(w)
+	}
 	return sw, nil
 }
 
@@ -149,10 +152,19 @@ func (sw *Switch) newPortState(id port.ID, p port.Port, role Role, vni uint32) *
 	ps := &portState{id: id, port: p, role: role, vni: vni, rx: p.Rx(),
 		stats: make([]port.Stats, len(sw.workers)+1)}
 	for w := range ps.stats {
+		ps.stats[w].Now = sw.clock(w)
 		ps.tx = append(ps.tx, p.Tx(w, &ps.stats[w]))
 	}
 	ps.worker = slices.Index(sw.queues, slices.Min(sw.queues))
 	return ps
+}
+
+// clock returns the clock of the worker with that index, the slow one last.
+func (sw *Switch) clock(id int) *int64 {
+	if id == len(sw.workers) {
+		return &sw.slow.now
+	}
+	return &sw.workers[id].now
 }
 
 // poll gives each receive queue to a worker: the first to the one with the fewest, the others to its

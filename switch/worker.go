@@ -23,6 +23,7 @@ type worker struct {
 	live   atomic.Int64 // pool balance at the end of the last pass, for the ledger
 
 	// The burst in hand, stage by stage.
+	now      int64 // when it was received, Unix time in nanoseconds
 	snap     *Snapshot
 	in       *portState
 	st       *port.Stats // of in and this worker

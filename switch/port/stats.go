@@ -1,7 +1,10 @@
 package port
 
 import (
+	"bytes"
+	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"tapyard/switch/drop"
 )
@@ -37,14 +40,54 @@ type Stats struct {
 	Split            Tally // further frames made by segmenting in send; no wire frames
 	Consumed         Tally // frames that the switch itself was the destination of
 	Drops            [drop.Count]Tally
+
+	Now      *int64 // the worker's clock, Unix time in nanoseconds; nil keeps no examples
+	examples [drop.Count]atomic.Pointer[Example]
 }
 
-// Count drops a frame of n wire frames for the reason.
-func (st *Stats) Count(r drop.Reason, n int) { st.Drops[r].Add(1, uint64(n)) }
+// Example is a frame that was dropped. Nothing in it changes.
+type Example struct {
+	At   int64      // Unix time in nanoseconds
+	From netip.Addr // underlay address that it came from, in the tunnel's own datagram; or none
+	Len  int        // bytes
+	Head []byte     // the first of them, at most exampleHead
+}
 
-// RxDropped counts a frame of n bytes that arrived and was dropped before it could be handed on.
-func (st *Stats) RxDropped(r drop.Reason, n int) {
+const (
+	// exampleHead is what an example keeps: Ethernet, VLAN, IPv6 with two extension headers and TCP are
+	// 14 + 4 + 40 + 16 + 20 B.
+	exampleHead = 96
+	// exampleEvery is how often a reason's example is renewed: an operator wants a recent one, and a flood
+	// of drops should cost no allocation each.
+	exampleEvery = int64(time.Second)
+)
+
+// Drop drops the frame b, which stands for n wire frames, for the reason.
+func (st *Stats) Drop(r drop.Reason, n int, b []byte) {
+	st.Drops[r].Add(1, uint64(n))
+	st.keep(r, b, netip.Addr{})
+}
+
+// RxDropped counts a frame or datagram that arrived and was dropped before it could be handed on. from is
+// where a tunnel's datagram came from.
+func (st *Stats) RxDropped(r drop.Reason, b []byte, from netip.Addr) {
 	st.Rx.Add(1, 1)
-	st.RxBytes.Add(uint64(n))
-	st.Count(r, 1)
+	st.RxBytes.Add(uint64(len(b)))
+	st.Drops[r].Add(1, 1)
+	st.keep(r, b, from)
 }
+
+// keep notes the frame as the reason's example, unless there is a recent one.
+func (st *Stats) keep(r drop.Reason, b []byte, from netip.Addr) {
+	if st.Now == nil {
+		return
+	}
+	if last := st.examples[r].Load(); last != nil && *st.Now-last.At < exampleEvery {
+		return
+	}
+	st.examples[r].Store(&Example{At: *st.Now, From: from, Len: len(b), Head: bytes.Clone(b[:min(len(b), exampleHead)])})
+}
+
+// Example returns the last frame that was kept of those dropped for the reason, or nil. It may be called
+// from any goroutine.
+func (st *Stats) Example(r drop.Reason) *Example { return st.examples[r].Load() }

@@ -3,6 +3,7 @@ package port
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -200,7 +201,7 @@ func (q *tapRx) Recv(b *frame.Burst, p *frame.Pool, st *Stats) (more bool) {
 			continue
 		}
 		if n < wire.VirtioNetLen {
-			st.RxDropped(drop.ShortRead, int(n))
+			st.RxDropped(drop.ShortRead, buf[:n], netip.Addr{})
 			continue
 		}
 		f := p.Commit(int(n) - wire.VirtioNetLen)
@@ -244,7 +245,7 @@ func (q *tapTx) Send(b *frame.Burst) {
 		buf := f.WithHeadroom(wire.VirtioNetLen)
 		EncodeVirtio(wire.VirtioNet(buf), &f.Meta)
 		if errno := write(q.tap.fd, buf); errno != 0 {
-			q.st.Count(q.refused(errno), f.Wire())
+			q.st.Drop(q.refused(errno), f.Wire(), f.Bytes())
 			continue
 		}
 		frames++

@@ -228,9 +228,9 @@ func (q *txQueue) Flush() {
 func (q *txQueue) sendOne(f *frame.Frame) {
 	switch p := q.port; {
 	case p.closed:
-		q.st.Count(drop.PortGone, f.Wire())
+		q.st.Drop(drop.PortGone, f.Wire(), f.Bytes())
 	case p.refuse != drop.None:
-		q.st.Count(p.refuse, f.Wire())
+		q.st.Drop(p.refuse, f.Wire(), f.Bytes())
 	default:
 		p.sent = append(p.sent, Frame{append([]byte(nil), f.Bytes()...), f.Meta})
 		q.st.Tx.Add(1, uint64(f.Wire()))
