@@ -1,6 +1,8 @@
 package vswitch
 
 import (
+	"time"
+
 	"tapyard/switch/fdb"
 	"tapyard/switch/frame"
 	"tapyard/switch/port"
@@ -27,8 +29,7 @@ func (w *worker) learn(f *frame.Frame) {
 	if w.learned.known && w.learned.mac == src {
 		return
 	}
-	dest, known := w.sw.fdb.Lookup(f.VNI, src)
-	if known && dest.Port == w.in.id {
+	if w.sw.fdb.Seen(w.now, f.VNI, src, port.Dest{Port: w.in.id}) == fdb.Known {
 		w.learned = learnCache{true, src}
 		return
 	}
@@ -46,7 +47,7 @@ func (w *worker) learn(f *frame.Frame) {
 // one's MAC.
 func (s *slowWorker) learnNow(e learnEvent) {
 	if s.sw.snapshot.Load().port(e.in.id) == e.in {
-		outcome := s.sw.fdb.Learn(e.vni, e.mac, port.Dest{Port: e.in.id})
+		outcome, _ := s.sw.fdb.Learn(time.Now().UnixNano(), e.vni, e.mac, port.Dest{Port: e.in.id})
 		if outcome == fdb.Moved {
 			s.sw.log.Debug("station moved", "mac", e.mac, "vni", e.vni, "port", e.in.port.Name())
 		}

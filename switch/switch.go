@@ -58,7 +58,7 @@ func New(cfg Config) (*Switch, error) {
 		return nil, fmt.Errorf("%d workers: at least 1, at most %d", cfg.Workers, MaxWorkers)
 	}
 	sw := &Switch{
-		log: cfg.Log, fdb: fdb.New(maxFDBEntries), neighbors: neigh.New(),
+		log: cfg.Log, fdb: fdb.New(fdb.Config{MaxLearned: maxFDBEntries, MaxLearnedPerPort: maxFDBEntries}), neighbors: neigh.New(),
 		adjacencies: newAdjacencies(), routes: map[uint32]map[netip.Prefix]fib.NextHop{},
 		queues: make([]int, cfg.Workers), leaving: map[port.ID]*portState{},
 	}

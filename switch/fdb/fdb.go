@@ -1,46 +1,36 @@
 // Package fdb is the MAC learning table (IEEE 802.1Q section 8.8): (VNI, MAC) → port.Dest. Entries are learned
-// from the source addresses of frames, in a bounded number, or inserted by the control plane, which knows the
-// MACs of this node's pods. What is learned never displaces what was inserted, so a pod can neither take over
-// another one's MAC nor push it out by sending from many addresses.
+// from the source addresses of frames, in a bounded number per port and in all, and age; or they are inserted
+// by the control plane, which knows the MACs of this node's pods. What is learned never displaces what was
+// inserted, so a pod can neither take over another one's MAC nor push it out by sending from many addresses.
+// A MAC that keeps moving is held where it is for a while (RFC 7432 section 15.1).
+//
+// Time is an argument everywhere: Unix time in nanoseconds. A clock that is set back makes no entry older or
+// immortal.
 package fdb
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"tapyard/switch/cowmap"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
 
-// ErrConflict is what Insert's error wraps when the MAC is already a static entry of another destination.
-var ErrConflict = errors.New("two stations must not share a MAC in one VNI; detach one of them or give it another MAC")
-
-// Outcome says what Learn did. The zero value is none.
-type Outcome uint8
-
-// RefusedGroup also stands for the zero address: neither is a station's.
-const (
-	_             Outcome = iota
-	Added                 // the MAC was unknown
-	Moved                 // it was learned behind another destination
-	Unchanged             // it was learned, or inserted, behind this one
-	RefusedStatic         // it was inserted behind another destination
-	RefusedFull           // it is unknown, and no more may be learned
-	RefusedGroup          // the source is a group address (IEEE 802.3 section 3.2.3) or zero
-)
-
-var outcomeNames = [...]string{"invalid", "added", "moved", "unchanged", "refused_static", "refused_full", "refused_group"}
-
-// String returns the outcome in snake_case.
-func (o Outcome) String() string {
-	if int(o) < len(outcomeNames) {
-		return outcomeNames[o]
-	}
-	return "invalid"
+// Config bounds what a Table learns. Static entries are not counted: there are as many as the control plane
+// inserts, and a table that strangers have filled must still take them.
+type Config struct {
+	// MaxLearned is how many learned entries there may be in all, at least 1.
+	MaxLearned int
+	// MaxLearnedPerPort is the same behind one port, all its peers together, at least 1. SetPortLimit makes
+	// exceptions.
+	MaxLearnedPerPort int
+	// Ageing is how long a learned entry stays after its station's last frame; 0 is for ever. IEEE 802.1Q table
+	// 8-6 recommends 300 s and allows 10 s to 1,000,000 s. Ages are kept to the second, so under 2 s stations
+	// come and go that are talking.
+	Ageing time.Duration
 }
 
 type key struct {
@@ -49,24 +39,38 @@ type key struct {
 }
 
 type record struct {
-	dest   port.Dest
-	static bool
+	dest port.Dest
+	life *life // nil: a static entry
 }
+
+func (r record) static() bool { return r.life == nil }
 
 // Table is the learning table of a switch, all VNIs together. All methods may be called from any goroutine:
-// Lookup and Entries take no lock, writers take turns on a mutex.
+// Seen, Lookup and Entries take no lock, writers take turns on a mutex. A Table must not be copied.
 type Table struct {
-	entries    *cowmap.Map[key, record]
-	maxLearned int
+	entries *cowmap.Map[key, record]
+	cfg     Config
 
-	mu      sync.Mutex // held by the one writer
-	learned int        // entries that are not static
+	mu         sync.Mutex // held by the one writer
+	learned    int        // entries that are not static
+	learnedBy  map[port.ID]int
+	portLimits map[port.ID]int
 }
 
-// New returns an empty table that learns at most maxEntries MACs, at least 1. Static entries are not counted:
-// there are as many as the control plane inserts, and a table that strangers have filled must still take them.
-func New(maxEntries int) *Table {
-	return &Table{entries: cowmap.New[key, record](maxEntries), maxLearned: maxEntries}
+// New returns an empty table.
+func New(cfg Config) *Table {
+	return &Table{
+		entries: cowmap.New[key, record](cfg.MaxLearned), cfg: cfg,
+		learnedBy: map[port.ID]int{}, portLimits: map[port.ID]int{},
+	}
+}
+
+// SetPortLimit has the port learn up to limit MACs, at least 0, instead of Config.MaxLearnedPerPort, until
+// DeletePort. What it has learned already stays.
+func (t *Table) SetPortLimit(id port.ID, limit int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.portLimits[id] = limit
 }
 
 // Lookup returns where frames for mac go, and whether that is known. It takes no lock, never retries and
@@ -76,52 +80,23 @@ func (t *Table) Lookup(vni uint32, mac wire.MAC) (port.Dest, bool) {
 	return r.dest, ok
 }
 
-// Learn notes that mac was seen as a source at d. It takes no lock when the table says so already.
-func (t *Table) Learn(vni uint32, mac wire.MAC, d port.Dest) Outcome {
-	if !isStation(mac) {
-		return RefusedGroup
-	}
-	k := key{vni, mac}
-	if r, ok := t.entries.Load(k); ok && r.dest == d {
-		return Unchanged
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	r, known := t.entries.Load(k)
-	switch {
-	case known && r.dest == d:
-		return Unchanged
-	case known && r.static:
-		return RefusedStatic
-	case !known && t.learned >= t.maxLearned:
-		return RefusedFull
-	}
-	t.entries.Store(k, record{dest: d})
-	if known {
-		return Moved
-	}
-	t.learned++
-	return Added
-}
-
 // Insert makes mac a static entry behind d, replacing a learned one. Inserting the same again changes nothing;
-// a static entry of another destination stays, and the error, which wraps ErrConflict, names both.
+// a static entry of another destination stays, and the error is a *ConflictError, which wraps ErrConflict.
 func (t *Table) Insert(vni uint32, mac wire.MAC, d port.Dest) error {
 	if !isStation(mac) {
-		return fmt.Errorf("insert MAC %v in VNI %d: not a station's address: a group address or zero", mac, vni)
+		return notStation(vni, mac)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := key{vni, mac}
 	r, known := t.entries.Load(k)
-	if known && r.static && r.dest != d {
-		return fmt.Errorf("insert MAC %v in VNI %d for port %d (peer %d): it belongs to port %d (peer %d): %w",
-			mac, vni, d.Port, d.Peer, r.dest.Port, r.dest.Peer, ErrConflict)
+	switch {
+	case known && r.static() && r.dest != d:
+		return &ConflictError{VNI: vni, MAC: mac, Owner: r.dest, Claimant: d}
+	case known:
+		t.discount(r)
 	}
-	if known && !r.static {
-		t.learned--
-	}
-	t.entries.Store(k, record{d, true})
+	t.entries.Store(k, record{dest: d})
 	return nil
 }
 
@@ -130,45 +105,86 @@ func isStation(mac wire.MAC) bool { return !mac.IsMulticast() && !mac.IsZero() }
 
 // Delete removes the entry, static or learned, and says whether there was one.
 func (t *Table) Delete(vni uint32, mac wire.MAC) bool {
+	return t.deleteIf(key{vni, mac}, func(record) bool { return true })
+}
+
+// deleteIf removes the entry if there is one that del holds for, and says whether that was so.
+func (t *Table) deleteIf(k key, del func(record) bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k := key{vni, mac}
 	r, known := t.entries.Load(k)
-	if known && !r.static {
-		t.learned--
+	if !known || !del(r) {
+		return false
 	}
+	t.discount(r)
 	return t.entries.Delete(k)
 }
 
-// DeletePort removes all entries behind the port, static and learned, and returns their number. A Learn that
-// comes later brings entries back: call it once no frame of the port is under way.
+// DeletePort removes all entries behind the port, static and learned, and returns their number; a limit of its
+// own is forgotten. A Learn that comes later brings entries back: call it once no frame of the port is under
+// way.
 func (t *Table) DeletePort(id port.ID) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	delete(t.portLimits, id)
+	return t.deleteFunc(func(d port.Dest) bool { return d.Port == id })
+}
+
+// DeletePeer does the same for the entries behind one peer of a tunnel. The port keeps its limit.
+func (t *Table) DeletePeer(id port.ID, peer uint32) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.deleteFunc(func(d port.Dest) bool { return d == port.Dest{Port: id, Peer: peer} })
+}
+
+func (t *Table) deleteFunc(del func(port.Dest) bool) int {
 	return t.entries.DeleteFunc(func(_ key, r record) bool {
-		if r.dest.Port != id {
+		if !del(r.dest) {
 			return false
 		}
-		if !r.static {
-			t.learned--
-		}
+		t.discount(r)
 		return true
 	})
 }
 
-// Entry is one line of the table.
+// count notes a learned entry behind the port.
+func (t *Table) count(id port.ID) {
+	t.learned++
+	t.learnedBy[id]++
+}
+
+// discount notes that the entry goes, or moves, if it is a learned one.
+func (t *Table) discount(r record) {
+	if r.static() {
+		return
+	}
+	t.learned--
+	if t.learnedBy[r.dest.Port]--; t.learnedBy[r.dest.Port] == 0 {
+		delete(t.learnedBy, r.dest.Port)
+	}
+}
+
+// Entry is one line of the table. The fields behind Static are zero in a static one.
 type Entry struct {
-	VNI    uint32
-	MAC    wire.MAC
-	Dest   port.Dest
-	Static bool // inserted, not learned
+	VNI         uint32
+	MAC         wire.MAC
+	Dest        port.Dest
+	Static      bool   // inserted, not learned
+	LastSeen    int64  // Unix time in nanoseconds, up to a second too early
+	Moves       uint32 // how often the station has moved since it was learned
+	FrozenUntil int64  // Unix time in nanoseconds, perhaps past; 0 if its last move froze nothing
 }
 
 // Entries returns the table's contents sorted by VNI and MAC. Of what is changed meanwhile, some may be in it.
 func (t *Table) Entries() []Entry {
 	var list []Entry
 	for k, r := range t.entries.All() {
-		list = append(list, Entry{k.vni, k.mac, r.dest, r.static})
+		e := Entry{VNI: k.vni, MAC: k.mac, Dest: r.dest, Static: r.static()}
+		if !e.Static {
+			e.LastSeen = r.life.lastSeen.Load()
+			e.Moves, e.FrozenUntil = r.life.moves.total, r.life.moves.frozenUntil()
+		}
+		list = append(list, e)
 	}
 	slices.SortFunc(list, func(a, b Entry) int {
 		return cmp.Or(cmp.Compare(a.VNI, b.VNI), slices.Compare(a.MAC[:], b.MAC[:]))

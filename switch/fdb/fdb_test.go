@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"tapyard/bench/seed"
 	"tapyard/switch/port"
@@ -22,139 +24,16 @@ func scaled(n int) int {
 	return n
 }
 
+// small is for tests that don't come near its bounds.
+var small = Config{MaxLearned: 10, MaxLearnedPerPort: 10, Ageing: 300 * time.Second}
+
 // station returns the i-th of many unicast MACs.
 func station(i int) wire.MAC {
 	return wire.MAC{0x02, 0, byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)}
 }
 
-// model is the slow model of a Table: a slice and a loop, and nothing is remembered that can be counted.
-type model struct {
-	max     int
-	entries []Entry
-}
-
-func (m *model) find(vni uint32, mac wire.MAC) *Entry {
-	for i := range m.entries {
-		if e := &m.entries[i]; e.VNI == vni && e.MAC == mac {
-			return e
-		}
-	}
-	return nil
-}
-
-func (m *model) remove(drop func(Entry) bool) int {
-	before := len(m.entries)
-	m.entries = slices.DeleteFunc(m.entries, drop)
-	return before - len(m.entries)
-}
-
-func (m *model) learn(vni uint32, mac wire.MAC, d port.Dest) Outcome {
-	learned := 0
-	for _, e := range m.entries {
-		if !e.Static {
-			learned++
-		}
-	}
-	e := m.find(vni, mac)
-	switch {
-	case mac[0]%2 == 1 || mac == wire.MAC{}:
-		return RefusedGroup
-	case e != nil && e.Dest == d:
-		return Unchanged
-	case e != nil && e.Static:
-		return RefusedStatic
-	case e != nil:
-		e.Dest = d
-		return Moved
-	case learned == m.max:
-		return RefusedFull
-	}
-	m.entries = append(m.entries, Entry{VNI: vni, MAC: mac, Dest: d})
-	return Added
-}
-
-func (m *model) insert(vni uint32, mac wire.MAC, d port.Dest) (ok bool) {
-	e := m.find(vni, mac)
-	switch {
-	case mac[0]%2 == 1 || mac == wire.MAC{}:
-		return false
-	case e == nil:
-		m.entries = append(m.entries, Entry{vni, mac, d, true})
-	case e.Static && e.Dest != d:
-		return false
-	default:
-		*e = Entry{vni, mac, d, true}
-	}
-	return true
-}
-
-func (m *model) sorted() []Entry {
-	list := slices.Clone(m.entries)
-	slices.SortFunc(list, func(a, b Entry) int {
-		return strings.Compare(fmt.Sprintf("%08x %v", a.VNI, a.MAC), fmt.Sprintf("%08x %v", b.VNI, b.MAC))
-	})
-	return list
-}
-
-// The table of 30 learned entries is driven with 3 × 42 keys, so that it is full now and then, and every
-// transition between absent, learned and static occurs. A miscounted learned entry shows as RefusedFull too
-// early or too late.
-func TestAgainstModel(t *testing.T) {
-	rng := seed.Rand(t)
-	table, slow := New(30), &model{max: 30}
-	seen := map[Outcome]int{}
-	for i := range scaled(100_000) {
-		vni, mac := uint32(rng.IntN(3)), station(rng.IntN(40))
-		switch rng.IntN(20) {
-		case 0:
-			mac = wire.MAC{0x33, 0x33, 0, 0, 0, 1}
-		case 1:
-			mac = wire.MAC{}
-		}
-		d := port.Dest{Port: port.ID(1 + rng.IntN(4)), Peer: uint32(rng.IntN(2))}
-		switch rng.IntN(100) {
-		case 0:
-			want := slow.remove(func(e Entry) bool { return e.Dest.Port == d.Port })
-			if got := table.DeletePort(d.Port); got != want {
-				t.Fatalf("step %d: DeletePort(%d) = %d, want %d", i, d.Port, got, want)
-			}
-		case 1, 2, 3, 4, 5, 6, 7, 8, 9, 10:
-			want := slow.remove(func(e Entry) bool { return e.VNI == vni && e.MAC == mac }) == 1
-			if got := table.Delete(vni, mac); got != want {
-				t.Fatalf("step %d: Delete(%d, %v) = %t, want %t", i, vni, mac, got, want)
-			}
-		case 11, 12, 13, 14:
-			want := slow.insert(vni, mac, d)
-			if err := table.Insert(vni, mac, d); (err == nil) != want {
-				t.Fatalf("step %d: Insert(%d, %v, %v) = %v, want success %t", i, vni, mac, d, err, want)
-			}
-		default:
-			want := slow.learn(vni, mac, d)
-			seen[want]++
-			if got := table.Learn(vni, mac, d); got != want {
-				t.Fatalf("step %d: Learn(%d, %v, %v) = %v, want %v", i, vni, mac, d, got, want)
-			}
-		}
-		vni, mac = uint32(rng.IntN(3)), station(rng.IntN(40))
-		e := slow.find(vni, mac)
-		if got, ok := table.Lookup(vni, mac); ok != (e != nil) || ok && got != e.Dest {
-			t.Fatalf("step %d: Lookup(%d, %v) = %v, %t, want %+v", i, vni, mac, got, ok, e)
-		}
-		if i%100 == 0 {
-			if got, want := table.Entries(), slow.sorted(); !slices.Equal(got, want) {
-				t.Fatalf("step %d: Entries() = %+v, want %+v", i, got, want)
-			}
-		}
-	}
-	for o := Added; o <= RefusedGroup; o++ {
-		if seen[o] == 0 {
-			t.Errorf("the run never came to %v", o)
-		}
-	}
-}
-
 func TestInsertConflictNamesBoth(t *testing.T) {
-	table := New(10)
+	table := New(small)
 	if err := table.Insert(7, station(1), port.Dest{Port: 3}); err != nil {
 		t.Fatal(err)
 	}
@@ -169,11 +48,12 @@ func TestInsertConflictNamesBoth(t *testing.T) {
 	}
 }
 
-// Two pods send from random MACs, and from those of others: the table takes what it is to take and no more, no
-// static entry moves, a pod can still be attached, and space comes back with the port.
+// Two pods send from random MACs, and from those of others: each fills its own share and no more, no static entry
+// moves, a third pod still has the rest of the table, a pod can be attached to one that is full, and space comes
+// back with the port.
 func TestFlood(t *testing.T) {
-	const bound, pods, attacker1, attacker2 = 1000, 100, 201, 202
-	table := New(bound)
+	const share, bound, pods, attacker1, attacker2 = 400, 1000, 100, 201, 202
+	table := New(Config{MaxLearned: bound, MaxLearnedPerPort: share})
 	for i := range pods {
 		if err := table.Insert(1, station(i), port.Dest{Port: port.ID(1 + i)}); err != nil {
 			t.Fatal(err)
@@ -185,48 +65,138 @@ func TestFlood(t *testing.T) {
 	for _, from := range []port.ID{attacker1, attacker2} {
 		attackers.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, uint64(from)))
-			for range 3 * bound {
-				if table.Learn(1, station(1<<24|rng.IntN(1<<24)), port.Dest{Port: from}) == Added {
+			for range 3 * share {
+				mac := station(1<<24 | int(from)<<16 | rng.IntN(1<<16))
+				if o, _ := table.Learn(0, 1, mac, port.Dest{Port: from}); o == Added {
 					added.Add(1)
 				}
-				if o := table.Learn(1, station(rng.IntN(pods)), port.Dest{Port: from}); o != RefusedStatic {
-					t.Errorf("learning a pod's MAC: %v", o)
+				if o, was := table.Learn(0, 1, station(rng.IntN(pods)), port.Dest{Port: from}); o != RefusedStatic || was.Port > pods {
+					t.Errorf("learning a pod's MAC: %v, from %v", o, was)
 				}
 			}
 		})
 	}
 	attackers.Wait()
-	if n := len(table.Entries()); added.Load() != bound || n != pods+bound {
-		t.Errorf("%d learned, %d entries, want %d and %d", added.Load(), n, bound, pods+bound)
+	if n := len(table.Entries()); added.Load() != 2*share || n != pods+2*share {
+		t.Errorf("%d learned, %d entries, want %d and %d", added.Load(), n, 2*share, pods+2*share)
 	}
 	for i := range pods {
 		if d, ok := table.Lookup(1, station(i)); !ok || d.Port != port.ID(1+i) {
 			t.Errorf("pod %d is at %v, %t", i, d, ok)
 		}
 	}
-	if o := table.Learn(2, station(1), port.Dest{Port: 5}); o != RefusedFull {
-		t.Errorf("learning beyond the bound: %v", o)
+	for i := range bound - 2*share + 1 {
+		want := Added
+		if i == bound-2*share {
+			want = RefusedFull
+		}
+		if o, _ := table.Learn(0, 2, station(i), port.Dest{Port: 5}); o != want {
+			t.Errorf("address %d behind an honest port: %v, want %v", i, o, want)
+		}
 	}
-	if err := table.Insert(2, station(2), port.Dest{Port: 6}); err != nil {
+	if err := table.Insert(2, station(bound), port.Dest{Port: 6}); err != nil {
 		t.Errorf("attach while the table is full: %v", err)
 	}
-	if n := table.DeletePort(attacker1) + table.DeletePort(attacker2); n != bound {
-		t.Errorf("the attackers' ports had %d entries, want %d", n, bound)
+	if n := table.DeletePort(attacker1) + table.DeletePort(attacker2); n != 2*share {
+		t.Errorf("the attackers' ports had %d entries, want %d", n, 2*share)
 	}
-	if o := table.Learn(2, station(1), port.Dest{Port: 5}); o != Added {
+	if o, _ := table.Learn(0, 1, station(1<<24), port.Dest{Port: attacker1}); o != Added {
 		t.Errorf("learning after the flood: %v", o)
+	}
+}
+
+// A station whose port may not learn more can still leave it, and then another one finds room there.
+func TestMoveAwayFromFullPort(t *testing.T) {
+	table := New(Config{MaxLearned: 10, MaxLearnedPerPort: 1})
+	table.SetPortLimit(2, 2)
+	crowded, roomy := port.Dest{Port: 1}, port.Dest{Port: 2}
+	for _, c := range []struct {
+		station int
+		at      port.Dest
+		want    Outcome
+	}{
+		{1, crowded, Added}, {2, crowded, RefusedPortFull}, {3, roomy, Added}, {3, crowded, RefusedPortFull},
+		{1, roomy, Moved}, {2, crowded, Added}, {2, roomy, RefusedPortFull},
+		{1, port.Dest{Port: 2, Peer: 7}, Moved}, // behind the same port: it takes no more room
+	} {
+		if o, _ := table.Learn(0, 1, station(c.station), c.at); o != c.want {
+			t.Errorf("station %d at %v: %v, want %v", c.station, c.at, o, c.want)
+		}
+	}
+}
+
+// The fifth move within 180 s is the last for 180 s (RFC 7432 section 15.1): a burst of moves, to the nanosecond.
+func TestFlapping(t *testing.T) {
+	const start, beat = 1_800_000_000 * second, 45 * second // the fifth comes 4 beats after the first
+	at := func(i int) port.Dest { return port.Dest{Port: port.ID(1 + i%2)} }
+	table := New(small)
+	for i, want := range []Outcome{Added, Moved, Moved, Moved, Moved, Moved, Moved, Moved} {
+		if o, _ := table.Learn(start+int64(i)*beat, 1, station(1), at(i)); o != want {
+			t.Errorf("a move every 45 s, the %d.: %v, want %v", i, o, want)
+		}
+	}
+	table = New(small)
+	for i, want := range []Outcome{Added, Moved, Moved, Moved, Moved, Froze, RefusedFlapping} {
+		o, was := table.Learn(start+int64(i)*(beat-1), 1, station(1), at(i))
+		if o != want || i > 0 && was != at(i-1) {
+			t.Errorf("a move every 45 s less 1 ns, the %d.: %v from %v, want %v", i, o, was, want)
+		}
+	}
+	froze := start + 5*(beat-1)
+	thaws := froze + 180*second
+	if e := table.Entries()[0]; e.Dest != at(5) || e.Moves != 5 || e.FrozenUntil != thaws {
+		t.Errorf("entry %+v, want frozen at %v until %d", e, at(5), thaws)
+	}
+	if s := table.Seen(thaws-1, 1, station(1), at(0)); s != FrozenElsewhere {
+		t.Errorf("at the end of the freeze it is %v", s)
+	}
+	if s := table.Seen(thaws, 1, station(1), at(0)); s != NeedsLearn {
+		t.Errorf("after the freeze it is %v", s)
+	}
+	if o, _ := table.Learn(thaws, 1, station(1), at(0)); o != Moved {
+		t.Errorf("moving after the freeze: %v", o)
+	}
+}
+
+// A station that talks stays, whatever its talk costs in writes, and one that is silent goes, 300 s after its last
+// frame (IEEE 802.1Q section 8.8.3) and not before. Ages are kept to the second.
+func TestAgeing(t *testing.T) {
+	table, now, d := New(small), 1_800_000_000*second, port.Dest{Port: 1}
+	table.Learn(now, 1, station(1), d)
+	table.Learn(now, 1, station(2), d)
+	if err := table.Insert(1, station(3), d); err != nil {
+		t.Fatal(err)
+	}
+	for range 299 * 4 {
+		now += second / 4
+		table.Seen(now, 1, station(1), d)
+		table.Seen(now, 1, station(2), port.Dest{Port: 2}) // where it isn't
+		if n := table.Expire(now); n != 0 {
+			t.Fatalf("%d entries aged after less than 300 s", n)
+		}
+	}
+	now += second
+	if n := table.Expire(now); n != 1 {
+		t.Errorf("%d entries aged after 300 s, want 1", n)
+	}
+	if _, ok := table.Lookup(1, station(2)); ok {
+		t.Error("the silent station is still there")
+	}
+	if n := table.Expire(now + 1e6*second); n != 1 || len(table.Entries()) != 1 {
+		t.Errorf("%d more aged, left %+v, want the static entry", n, table.Entries())
 	}
 }
 
 // A station that moves to and fro is always in exactly one of its places for readers, and a static one in its
 // only place, while other writers fill and empty the table. The race detector watches.
 func TestReadersAmongWriters(t *testing.T) {
-	table := New(8) // few buckets: all of these share chains
+	table := New(Config{MaxLearned: 8, MaxLearnedPerPort: 8}) // few buckets: all of these share chains
 	pod, roamer := station(1), station(2)
 	if err := table.Insert(1, pod, port.Dest{Port: 1}); err != nil {
 		t.Fatal(err)
 	}
-	table.Learn(1, roamer, port.Dest{Port: 2})
+	table.Learn(0, 1, roamer, port.Dest{Port: 2})
+	var clock atomic.Int64
 	stop := make(chan struct{})
 	var readers, writers sync.WaitGroup
 	readers.Go(func() {
@@ -238,6 +208,12 @@ func TestReadersAmongWriters(t *testing.T) {
 			}
 			if d, ok := table.Lookup(1, pod); !ok || d.Port != 1 {
 				t.Errorf("the static station is at %v, %t", d, ok)
+			}
+			if s := table.Seen(clock.Load(), 1, pod, port.Dest{Port: 2}); s != StaticElsewhere {
+				t.Errorf("the static station's MAC elsewhere is %v", s)
+			}
+			if s := table.Seen(clock.Load(), 1, roamer, port.Dest{Port: 2}); s == StaticElsewhere {
+				t.Errorf("the roaming station is %v", s)
 			}
 			if d, ok := table.Lookup(1, roamer); !ok || d.Port != 2 && d.Port != 3 {
 				t.Errorf("the roaming station is at %v, %t", d, ok)
@@ -254,14 +230,17 @@ func TestReadersAmongWriters(t *testing.T) {
 		writers.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, uint64(w)))
 			for range scaled(20_000) {
-				table.Learn(1, roamer, port.Dest{Port: port.ID(2 + rng.IntN(2))})
+				now := clock.Add(20 * second) // the roamer is frozen at times
+				table.Learn(now, 1, roamer, port.Dest{Port: port.ID(2 + rng.IntN(2))})
 				mac, from := station(10+rng.IntN(20)), port.ID(4+rng.IntN(2))
-				table.Learn(1, mac, port.Dest{Port: from})
-				switch rng.IntN(10) {
-				case 0:
+				table.Learn(now, 1, mac, port.Dest{Port: from})
+				switch rng.IntN(20) {
+				case 0, 1:
 					table.Delete(1, mac)
-				case 1:
+				case 2:
 					table.DeletePort(from)
+				case 3:
+					table.DeletePeer(from, 0)
 				}
 			}
 		})
@@ -271,47 +250,147 @@ func TestReadersAmongWriters(t *testing.T) {
 	readers.Wait()
 }
 
+// What a worker sees at each tick never ages, while others come and go around it in the same chains. The race
+// detector watches.
+func TestSeenAmongExpiries(t *testing.T) {
+	table := New(Config{MaxLearned: 8, MaxLearnedPerPort: 8, Ageing: 5 * time.Second})
+	talker, d := station(1), port.Dest{Port: 1}
+	var clock, heard atomic.Int64
+	table.Learn(0, 1, talker, d)
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	for w := range 2 {
+		others.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				runtime.Gosched()
+				now := clock.Load()
+				if s := table.Seen(now, 1, talker, d); s != Known {
+					t.Errorf("the talking station is %v at %d", s, now)
+				}
+				if w == 0 {
+					heard.Store(now)
+				} else {
+					table.Learn(now, 1, station(2+i%20), port.Dest{Port: port.ID(2 + i%3)})
+				}
+			}
+		})
+	}
+	removed := 0
+	for range scaled(2_000) {
+		for now := clock.Add(second); heard.Load() != now; {
+			runtime.Gosched()
+		}
+		removed += table.Expire(clock.Load())
+	}
+	close(stop)
+	others.Wait()
+	if removed == 0 {
+		t.Error("nothing ever aged")
+	}
+}
+
 func TestHotPathAllocatesNothing(t *testing.T) {
-	table := New(10)
-	d := port.Dest{Port: 1}
-	table.Learn(1, station(1), d)
+	table, d, now := New(small), port.Dest{Port: 1}, int64(0)
+	table.Learn(now, 1, station(1), d)
+	if err := table.Insert(1, station(2), d); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		table.Learn(now, 1, station(3), port.Dest{Port: port.ID(i)})
+	}
 	if n := testing.AllocsPerRun(100, func() {
-		table.Lookup(1, station(1))
-		table.Lookup(1, station(2))
-		table.Learn(1, station(1), d)
+		now += 2 * second // each call is a touch
+		for i := 1; i <= 4; i++ {
+			table.Lookup(1, station(i))
+			table.Seen(now, 1, station(i), d)
+		}
+		table.Learn(now, 1, station(1), d)
+		table.Expire(now)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
 func ExampleTable() {
-	table := New(1 << 16)
+	table := New(Config{MaxLearned: 1 << 13, MaxLearnedPerPort: 1 << 10, Ageing: 300 * time.Second})
 	pod, _ := wire.ParseMAC("02:00:00:00:00:01")
 	if err := table.Insert(1, pod, port.Dest{Port: 1}); err != nil {
 		fmt.Println(err)
 	}
-	fmt.Println(table.Learn(1, pod, port.Dest{Port: 2}))
+	now := time.Now().UnixNano()
+	stranger, elsewhere := wire.MAC{2, 5: 2}, port.Dest{Port: 2}
+	fmt.Println(table.Seen(now, 1, pod, elsewhere))
+	if table.Seen(now, 1, stranger, elsewhere) == NeedsLearn {
+		outcome, _ := table.Learn(now, 1, stranger, elsewhere)
+		fmt.Println(outcome)
+	}
 	dest, known := table.Lookup(1, pod)
 	fmt.Println(dest.Port, known)
 	// Output:
-	// refused_static
+	// static_elsewhere
+	// added
 	// 1 true
 }
 
-func BenchmarkLookup(b *testing.B) {
-	const n = 1 << 16
-	table := New(n)
+// benchmarkTable returns a table of n learned stations, and their MACs in another order.
+func benchmarkTable(n int) (*Table, []wire.MAC) {
+	table := New(Config{MaxLearned: n, MaxLearnedPerPort: n, Ageing: 300 * time.Second})
 	macs := make([]wire.MAC, n)
 	for i := range macs {
 		macs[i] = station(i)
-		table.Learn(1, macs[i], port.Dest{Port: port.ID(i)})
+		table.Learn(0, 1, macs[i], port.Dest{Port: 1})
 	}
 	rand.New(rand.NewPCG(1, 0)).Shuffle(n, func(i, j int) { macs[i], macs[j] = macs[j], macs[i] })
-	i := 0
-	for b.Loop() {
-		if _, ok := table.Lookup(1, macs[i%n]); !ok {
-			b.Fatal("lost a station")
-		}
-		i++
+	return table, macs
+}
+
+// perSize runs f with a table of few stations, which is in the cache, and with one that is full.
+func perSize(b *testing.B, f func(b *testing.B, table *Table, macs []wire.MAC)) {
+	for _, n := range []int{64, 8192} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			table, macs := benchmarkTable(n)
+			f(b, table, macs)
+		})
 	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	perSize(b, func(b *testing.B, table *Table, macs []wire.MAC) {
+		i := 0
+		for b.Loop() {
+			if _, ok := table.Lookup(1, macs[i%len(macs)]); !ok {
+				b.Fatal("lost a station")
+			}
+			i++
+		}
+	})
+}
+
+// What the data path asks of each source; one call in a thousand touches.
+func BenchmarkSeen(b *testing.B) {
+	perSize(b, func(b *testing.B, table *Table, macs []wire.MAC) {
+		i, d := 0, port.Dest{Port: 1}
+		for b.Loop() {
+			if table.Seen(int64(i)*second/1000, 1, macs[i%len(macs)], d) != Known {
+				b.Fatal("lost a station")
+			}
+			i++
+		}
+	})
+}
+
+// The slow worker's share of a second: nothing is due.
+func BenchmarkExpire(b *testing.B) {
+	perSize(b, func(b *testing.B, table *Table, _ []wire.MAC) {
+		for b.Loop() {
+			if table.Expire(0) != 0 {
+				b.Fatal("lost a station")
+			}
+		}
+	})
 }
