@@ -2,6 +2,7 @@ package encap
 
 import (
 	"net/netip"
+	"unsafe"
 
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
@@ -32,7 +33,8 @@ type rxQueue struct {
 	slots [rxSlots][]byte
 	iovs  [rxSlots]unix.Iovec // of slots
 	from  [rxSlots]sockaddr
-	msgs  [rxSlots]mmsghdr // of iovs and from
+	tos   [rxSlots]tosMessage
+	msgs  [rxSlots]mmsghdr // of iovs, from and tos
 	next  int              // the slots from next to got-1 hold datagrams
 	got   int
 }
@@ -48,6 +50,7 @@ func newRxQueue(fd int, peers *VTEPTable) *rxQueue {
 		hdr.Name = &q.from[i][0]
 		hdr.Iov = &q.iovs[i]
 		hdr.SetIovlen(1)
+		q.tos[i].attach(hdr)
 	}
 	return q
 }
@@ -74,7 +77,9 @@ func (q *rxQueue) Recv(b *frame.Burst, p *frame.Pool, st *port.Stats) (more bool
 // receive fills up to n empty slots and reports whether more datagrams may be waiting.
 func (q *rxQueue) receive(n int) (more bool) {
 	for i := range q.msgs[:n] {
-		q.msgs[i].hdr.Namelen = uint32(len(q.from[i])) // the kernel has set it to the length of what it wrote
+		// The kernel has set the lengths to those of what it wrote.
+		q.msgs[i].hdr.Namelen = uint32(len(q.from[i]))
+		q.msgs[i].hdr.SetControllen(int(unsafe.Sizeof(q.tos[i])))
 	}
 	q.next, q.got = 0, 0
 	got, errno := recvmmsg(q.fd, q.msgs[:n])
@@ -92,6 +97,9 @@ func (q *rxQueue) deliver(b *frame.Burst, p *frame.Pool, st *port.Stats) bool {
 		datagram := wire.VXLAN(q.slots[q.next][:q.msgs[q.next].len])
 		from := q.from[q.next].addr()
 		peer, reason := peers.sender(datagram, from)
+		if reason == drop.None {
+			reason = decapsulateECN(q.tos[q.next].tos(), datagram.Payload())
+		}
 		if reason != drop.None {
 			st.RxDropped(reason, datagram, from)
 			continue

@@ -41,6 +41,20 @@ var (
 	shareAddress    = option{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}
 )
 
+// receiveOptions have the kernel say which ECN mark a datagram came with, and accept UDP checksums of zero.
+// Over IPv4 it always does; over IPv6 it must be told, and RFC 6935 and 6936 allow it for tunnels only,
+// because nothing else then protects the outer addresses and ports. What RFC 6936 section 5 asks for is
+// here: the socket is bound to one address, a datagram is taken only from the address of a known peer and
+// for a VNI of this node, and the inner packet's own checksums reach the pods as they were.
+func receiveOptions(local netip.Addr) []option {
+	if local.Is4() {
+		return []option{bigReceiveBuffer, {"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}}
+	}
+	return []option{bigReceiveBuffer,
+		{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
+		{"UDP_NO_CHECK6_RX", unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1}}
+}
+
 // sourceOptions make the kernel set DF, or over IPv6 not fragment, and compare with the device's MTU alone
 // (RFC 7348 section 4.3: a VTEP must not fragment). PROBE instead of DO: anybody can forge the ICMP
 // message that would shrink a path MTU.
@@ -54,10 +68,13 @@ func sourceOptions(local netip.Addr) []option {
 
 // listen binds n sockets to one address, among which the kernel spreads flows. The first is bound alone
 // and shared afterwards: with SO_REUSEPORT from the start, the kernel would let it share the port with
-// another process of the same user, silently, each getting a part of the flows. After an error some may
-// be open.
+// another process of the same user, silently, each getting a part of the flows. So a second switch is
+// refused even while the first one shares its port among its own workers. What remains is a foreign program
+// of our user that sets SO_REUSEPORT itself and binds after us; Linux has no way to forbid that. After an
+// error some may be open.
 func listen(local netip.AddrPort, n int) (fds []int, err error) {
-	fd, err := openUDP(local, bigReceiveBuffer)
+	options := receiveOptions(local.Addr())
+	fd, err := openUDP(local, options...)
 	if errors.Is(err, unix.EADDRINUSE) {
 		return nil, fmt.Errorf("UDP port %d at %v is taken by %s; stop that, or choose another port on all nodes: %w",
 			local.Port(), local.Addr(), holderOf(local), err)
@@ -72,7 +89,7 @@ func listen(local netip.AddrPort, n int) (fds []int, err error) {
 		return fds, err
 	}
 	for len(fds) < n {
-		if fd, err = openUDP(local, bigReceiveBuffer, shareAddress); err != nil {
+		if fd, err = openUDP(local, append(options, shareAddress)...); err != nil {
 			return fds, err
 		}
 		fds = append(fds, fd)

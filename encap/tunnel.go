@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -32,13 +31,19 @@ type Config struct {
 // Tunnel is a Port that reaches all peers of the underlay address's family.
 //
 // Outgoing datagrams have DF set and a UDP checksum: RFC 7348 section 5 says that it SHOULD be zero over
-// IPv4, but receivers merge only datagrams that have one. One flow keeps one outer source port.
+// IPv4, but receivers merge only datagrams that have one. Incoming ones may do without, over IPv6 too: see
+// receiveOptions. One flow keeps one outer source port.
+//
+// The ECN field is carried through as in RFC 6040's normal mode, so that a congested underlay can slow
+// down the pods' connections without dropping. The DSCP follows RFC 2983's pipe model: outgoing datagrams
+// have 0, and the inner one crosses unseen and untouched. Copying it out would let any pod send in the
+// underlay's class for network control. The kernel's vxlan device and Open vSwitch do the same by default.
 type Tunnel struct {
 	cfg Config
 	rx  []port.RxQueue
 	tx  []*txQueue // by worker
 
-	lastError atomic.Uint64 // index of the peer in the upper half, errno in the lower; 0 is none
+	refusal lastRefusal
 
 	mu  sync.Mutex // Close against KernelDrops, which observers call
 	fds []int      // the receive sockets, as many as rx, then the source sockets; guarded by mu
@@ -72,7 +77,7 @@ func (t *Tunnel) open() error {
 		return fmt.Errorf("%d workers, peers %p: want at least one worker and a VTEPTable", t.cfg.Workers, t.cfg.Peers)
 	}
 	var err error
-	if t.fds, err = listen(t.local(), t.cfg.Workers); err != nil {
+	if t.fds, err = listen(netip.AddrPortFrom(t.cfg.Local, t.cfg.Port), t.cfg.Workers); err != nil {
 		return err
 	}
 	for _, fd := range t.fds {
@@ -88,8 +93,6 @@ func (t *Tunnel) open() error {
 	}
 	return nil
 }
-
-func (t *Tunnel) local() netip.AddrPort { return netip.AddrPortFrom(t.cfg.Local, t.cfg.Port) }
 
 // Name implements port.Port.
 func (t *Tunnel) Name() string { return t.cfg.Name }
@@ -109,20 +112,6 @@ func (t *Tunnel) Tx(worker int, st *port.Stats) port.TxQueue {
 	q := t.tx[worker]
 	q.st = st
 	return q
-}
-
-// LastError returns why the kernel last refused a frame (counted as drop.TxError), naming the peer, or nil.
-// It may be called from any goroutine.
-func (t *Tunnel) LastError() error {
-	v := t.lastError.Load()
-	if v == 0 {
-		return nil
-	}
-	index, errno := uint32(v>>32), unix.Errno(uint32(v))
-	if p := t.cfg.Peers.Lookup(index); p != nil {
-		return fmt.Errorf("send from %v to peer %s at %v: %w", t.cfg.Local, p.Name, p.Underlay, errno)
-	}
-	return fmt.Errorf("send from %v to a peer that is gone since: %w", t.cfg.Local, errno)
 }
 
 // KernelDrops implements port.Dropper: datagrams that found a receive socket's buffer full.

@@ -33,7 +33,8 @@ var _ [64 - frame.BurstSize]struct{}
 type txQueue struct {
 	t      *Tunnel
 	st     *port.Stats
-	source [lanes]int // descriptors
+	source [lanes]int                   // descriptors
+	tos    [wire.ECNMask + 1]tosMessage // by the ECN field that they set, without a DSCP
 
 	// The burst being sent.
 	peers   *vteps
@@ -56,6 +57,9 @@ var _ port.TxQueue = (*txQueue)(nil)
 
 func newTxQueue(t *Tunnel, source [lanes]int) *txQueue {
 	q := &txQueue{t: t, source: source}
+	for ecn := range q.tos {
+		q.tos[ecn] = newTOSMessage(t.cfg.Local, uint8(ecn))
+	}
 	for i := range q.msgs {
 		q.msgs[i].hdr.Name = &q.to[i][0]
 		q.msgs[i].hdr.Iov = &q.iovs[i][0]
@@ -146,7 +150,12 @@ func (q *txQueue) begin(i int, f *frame.Frame, to netip.Addr) (hdr []byte, parts
 		q.transmit()
 	}
 	q.owner[q.n] = uint8(i)
-	q.msgs[q.n].hdr.Namelen = q.to[q.n].encode(netip.AddrPortFrom(to, q.t.cfg.Port))
+	msg := &q.msgs[q.n].hdr
+	msg.Namelen = q.to[q.n].encode(netip.AddrPortFrom(to, q.t.cfg.Port))
+	msg.Controllen = 0
+	if tos := outerTOS(f.Bytes()); tos != 0 {
+		q.tos[tos].attach(msg)
+	}
 	hdr = q.hdrs[q.n][:]
 	wire.VXLAN(hdr).Encode(&wire.VXLANFields{VNI: f.VNI})
 	return hdr, &q.iovs[q.n]
@@ -175,12 +184,20 @@ func (q *txQueue) transmit() {
 // same frame.
 func (q *txQueue) refused(at int, errno unix.Errno) (n int) {
 	reason := reasonOf(errno)
-	if reason == drop.TxError {
-		q.t.lastError.Store(uint64(q.frames[q.owner[at]].Peer)<<32 | uint64(errno))
+	if reason != drop.TxFull {
+		q.t.refusal.note(q.frames[q.owner[at]].Peer, q.datagramLen(at), errno)
 	}
 	for at+n < q.n && (reason == drop.TxFull || q.owner[at+n] == q.owner[at]) {
 		q.reasons[q.owner[at+n]] = reason
 		n++
+	}
+	return n
+}
+
+// datagramLen returns the bytes of a gathered datagram, without the UDP header.
+func (q *txQueue) datagramLen(i int) (n int) {
+	for _, part := range q.iovs[i][:q.msgs[i].hdr.Iovlen] {
+		n += int(part.Len)
 	}
 	return n
 }

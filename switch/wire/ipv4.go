@@ -47,6 +47,17 @@ const (
 	ProtoDestOptions uint8 = 60
 )
 
+// Codepoints of the ECN field (RFC 3168 section 5, RFC 8311), which is the lower 2
+// bits of IPv4's TOS and of IPv6's traffic class.
+const (
+	ECNNotECT uint8 = iota // the packet's ends don't understand congestion marks
+	ECNECT1                // they do
+	ECNECT0                // they do, too
+	ECNCE                  // congestion experienced
+
+	ECNMask uint8 = 3
+)
+
 // IsValid says whether version, header length and total length are right and the
 // whole packet is there. It doesn't verify the checksum: ChecksumOK does.
 func (ip IPv4) IsValid() bool { return ip.fault() == FaultNone }
@@ -159,6 +170,14 @@ func (ip IPv4) DecrementTTL() {
 	old := binary.BigEndian.Uint16(ip[ipv4TTL:]) // TTL and protocol are one word
 	ip[ipv4TTL]--
 	ip.SetChecksum(Update16(ip.Checksum(), old, binary.BigEndian.Uint16(ip[ipv4TTL:])))
+}
+
+// SetECN sets the lower 2 bits of the type of service byte to v, which must have no
+// others, and updates the checksum incrementally: a wrong one stays wrong.
+func (ip IPv4) SetECN(v uint8) {
+	old := binary.BigEndian.Uint16(ip[ipv4VersionIHL:]) // the TOS is this word's lower half
+	ip[ipv4TOS] = ip[ipv4TOS]&^ECNMask | v
+	ip.SetChecksum(Update16(ip.Checksum(), old, binary.BigEndian.Uint16(ip[ipv4VersionIHL:])))
 }
 
 // IPv4Fields are the fields of a header without options of a packet that is no

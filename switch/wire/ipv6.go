@@ -85,6 +85,9 @@ func (ip IPv6) SetTrafficClass(v uint8) {
 	ip.setVersionClassFlow(v, ip.FlowLabel())
 }
 
+// SetECN sets the lower 2 bits of the traffic class to v, which must have no others.
+func (ip IPv6) SetECN(v uint8) { ip.SetTrafficClass(ip.TrafficClass()&^ECNMask | v) }
+
 // SetFlowLabel sets the lower 20 bits of v as the flow label.
 func (ip IPv6) SetFlowLabel(v uint32) {
 	ip.setVersionClassFlow(ip.TrafficClass(), v)

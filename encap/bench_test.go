@@ -1,0 +1,56 @@
+package encap
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"tapyard/bench/nstest"
+	"tapyard/switch/frame"
+	"tapyard/switch/wire"
+)
+
+// BenchmarkLoopback sends bursts of small frames through lo and takes the time of Send (which is mostly the
+// kernel's way through lo) and that of Recv apart.
+func BenchmarkLoopback(b *testing.B) {
+	for name, local := range map[string]string{"IPv4": "127.0.0.1", "IPv6": "::1"} {
+		for ecn, tos := range map[string]uint8{"not-ect": 0, "ect0": 2, "ce": 3} {
+			b.Run(name+"/"+ecn, func(b *testing.B) { benchmarkLoopback(b, netip.MustParseAddr(local), tos) })
+		}
+	}
+}
+
+func benchmarkLoopback(b *testing.B, addr netip.Addr, tos uint8) {
+	const bursts = 16
+	n := &node{ns: nstest.New(b), addr: addr, peers: &VTEPTable{}}
+	must(b, n.peers.Set([]Peer{{Name: "self", Underlay: addr}}))
+	n.open(b, 1)
+	out, in, q := newSender(n.tunnel, 0), newReceiver(n.tunnel), n.tunnel.Rx()[0]
+	inner, _ := udpFrame(5000, make([]byte, 60), 0)
+	ip := wire.IPv4(inner[wire.EthernetLen:])
+	ip.SetTOS(tos)
+	ip.UpdateChecksum()
+	var sending, receiving time.Duration
+	datagrams := 0
+	for b.Loop() {
+		start := time.Now()
+		for range bursts {
+			for range frame.BurstSize {
+				out.add(b, inner)
+			}
+			out.q.Send(&out.b)
+			out.b.Release()
+		}
+		sent := time.Now()
+		for more := true; more; {
+			var burst frame.Burst
+			more = q.Recv(&burst, in.pool, &in.st)
+			datagrams += burst.Len()
+			burst.Release()
+		}
+		sending += sent.Sub(start)
+		receiving += time.Since(sent)
+	}
+	b.ReportMetric(float64(sending.Nanoseconds())/float64(datagrams), "send-ns/datagram")
+	b.ReportMetric(float64(receiving.Nanoseconds())/float64(datagrams), "recv-ns/datagram")
+}
