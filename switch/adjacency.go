@@ -37,14 +37,6 @@ type Adjacency struct {
 	Dest   port.Dest
 }
 
-// String describes the adjacency for `show routes`.
-func (a Adjacency) String() string {
-	if a.Kind != AdjForward {
-		return a.Kind.String()
-	}
-	return fmt.Sprintf("via %s mtu %d", a.DstMAC, a.MTU)
-}
-
 // adjacencies hands out next hops for Adjacency values. Workers read view; everything else is under the
 // switch's mutex. An entry is written while no route leads to it, and written again only after a grace
 // period, so readers see it whole.

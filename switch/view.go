@@ -20,6 +20,9 @@ type PortView struct {
 	Drops  [drop.Count]Count
 
 	RxBytes, TxBytes uint64
+
+	// Examples are the last frame kept of each reason, over all workers; nil where there is none.
+	Examples [drop.Count]*port.Example
 }
 
 // Ports returns the attached ports in the order of their IDs; the switch itself, ID 0, has a nil Port.
@@ -43,9 +46,18 @@ func (ps *portState) view() PortView {
 		v.TxBytes += st.TxBytes.Load()
 		for r := range st.Drops {
 			v.Drops[r].add(&st.Drops[r])
+			v.Examples[r] = later(v.Examples[r], st.Example(drop.Reason(r)))
 		}
 	}
 	return v
+}
+
+// later returns the more recent of two examples, each of which may be nil.
+func later(a, b *port.Example) *port.Example {
+	if a == nil || b != nil && b.At > a.At {
+		return b
+	}
+	return a
 }
 
 // RouteView is a route with what it leads to.

@@ -42,11 +42,15 @@ var views = []view{
 	{"neighbors", "Which addresses the switch answers ARP and neighbour solicitations for",
 		tableOf("VNI\tADDRESS\tMAC\tPORT", func(n observe.Neighbor) []any { return []any{n.VNI, n.Address, n.MAC, n.Port} })},
 	{"routes", "The routing table",
-		tableOf("VNI\tPREFIX\tNEXT HOP\tPORT\tPEER", func(r observe.Route) []any { return []any{r.VNI, r.Prefix, r.NextHop, r.Port, r.Peer} })},
+		tableOf("VNI\tPREFIX\tKIND\tVIA\tMTU\tPORT\tPEER", func(r observe.Route) []any {
+			return []any{r.VNI, r.Prefix, r.Kind, or(r.Via), or(r.MTU), or(r.Port), or(r.Peer)}
+		})},
 	{"peers", "The other nodes",
 		tableOf("PEER\tUNDERLAY\tPOD SUBNETS\tROUTER MAC", func(p observe.Peer) []any { return []any{p.Name, join(p.Underlay), join(p.PodSubnets), p.MAC} })},
 	{"drops", "What was dropped, where and why",
-		tableOf("PORT\tREASON\tFRAMES\tWIRE\tMEANING", func(d observe.Drop) []any { return []any{d.Port, d.Reason, d.Frames, d.WireFrames, d.Explain} })},
+		blocksOf("PORT\tREASON\tFRAMES\tWIRE\tLAST EXAMPLE",
+			func(d observe.Drop) []any { return []any{d.Port, d.Reason, d.Frames, d.WireFrames, age(d.ExampleAt)} },
+			func(d observe.Drop) []string { return []string{d.Explain, d.Example} })},
 	{"offloads", "Which offloads each port takes; the switch does the others in software",
 		tableOf("PORT\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
 			return []any{o.Port, o.Checksum, o.TSO4, o.TSO6, o.ECN, o.USO}
@@ -136,12 +140,19 @@ func (o *showOptions) render(ctx context.Context, c observe.Client, v view, w io
 
 // tableOf returns a renderer with one row per element of the answer.
 func tableOf[T any](header string, row func(T) []any) func([]byte, io.Writer) error {
+	return blocksOf(header, row, func(T) []string { return nil })
+}
+
+// blocksOf returns a renderer with one row per element of the answer and, indented below it, the lines that
+// are not empty: sentences, which would make a table wider than a terminal.
+func blocksOf[T any](header string, row func(T) []any, lines func(T) []string) func([]byte, io.Writer) error {
 	return func(raw []byte, w io.Writer) error {
 		var elements []T
 		if err := json.Unmarshal(raw, &elements); err != nil {
 			return err
 		}
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		var table bytes.Buffer
+		t := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(t, header)
 		for _, e := range elements {
 			cells := row(e)
@@ -151,8 +162,49 @@ func tableOf[T any](header string, row func(T) []any) func([]byte, io.Writer) er
 			}
 			fmt.Fprintln(t, strings.Join(text, "\t"))
 		}
-		return t.Flush()
+		if err := t.Flush(); err != nil {
+			return err
+		}
+		rows := strings.SplitAfter(table.String(), "\n")
+		out := bytes.NewBufferString(rows[0])
+		for i, e := range elements {
+			out.WriteString(rows[i+1])
+			for _, line := range lines(e) {
+				if line != "" {
+					fmt.Fprintf(out, "    %s\n", line)
+				}
+			}
+		}
+		_, err := out.WriteTo(w)
+		return err
 	}
+}
+
+// or returns the value, or "-" for a zero one: an empty cell in the middle of a row hides which column is
+// which from people, and from awk.
+func or[T comparable](v T) any {
+	var zero T
+	if v == zero {
+		return "-"
+	}
+	return v
+}
+
+// age says how long ago something was, in the largest unit that fits.
+func age(at time.Time) string {
+	if at.IsZero() {
+		return "-"
+	}
+	d := max(0, time.Since(at)) // the agent's clock and ours may have been set in between
+	for _, u := range []struct {
+		unit time.Duration
+		name string
+	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "min"}} {
+		if d >= u.unit {
+			return fmt.Sprintf("%d %s ago", d/u.unit, u.name)
+		}
+	}
+	return fmt.Sprintf("%d s ago", d/time.Second)
 }
 
 // keyTable renders an object with one row per key.

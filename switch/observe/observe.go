@@ -3,8 +3,10 @@ package observe
 
 import (
 	"cmp"
+	"encoding/hex"
 	"net/netip"
 	"slices"
+	"time"
 
 	"tapyard/encap"
 	vswitch "tapyard/switch"
@@ -58,11 +60,13 @@ type Neighbor struct {
 
 // Route is an entry of /v1/routes.
 type Route struct {
-	VNI     uint32       `json:"vni"`
-	Prefix  netip.Prefix `json:"prefix"`
-	NextHop string       `json:"nextHop"`
-	Port    string       `json:"port"`
-	Peer    string       `json:"peer"`
+	VNI    uint32       `json:"vni"`
+	Prefix netip.Prefix `json:"prefix"`
+	Kind   string       `json:"kind"` // forward, local, no_route or no_neighbor; the others are for forward
+	Via    string       `json:"via"`  // destination MAC of the next hop
+	MTU    int          `json:"mtu"`  // bytes of IP packet
+	Port   string       `json:"port"`
+	Peer   string       `json:"peer"` // behind a tunnel
 }
 
 // Peer is an entry of /v1/peers.
@@ -80,6 +84,13 @@ type Drop struct {
 	Frames     uint64 `json:"frames"`
 	WireFrames uint64 `json:"wire_frames"`
 	Explain    string `json:"explain"`
+
+	// The last frame that was kept of them, one a second at most; it is absent when none was yet.
+	Example      string     `json:"example,omitempty"`       // in words
+	ExampleAt    time.Time  `json:"example_at,omitzero"`     // when it was dropped
+	ExampleBytes int        `json:"example_bytes,omitempty"` // its length; of a packet that got ICMP, of the copy
+	ExampleHead  string     `json:"example_head,omitempty"`  // its first bytes in hex
+	ExampleFrom  netip.Addr `json:"example_from,omitzero"`   // underlay address of a datagram that is no peer's frame
 }
 
 // Offload is an entry of /v1/offloads: what a port takes whole; the switch does the rest in software.
@@ -120,11 +131,7 @@ type Source struct {
 
 // Ports returns the attached ports.
 func (s *Source) Ports() []Port {
-	pods := map[string]attach.Attachment{}
-	for _, a := range s.Attached() {
-		pods[a.Name] = a
-	}
-	var ports []Port
+	pods, ports := s.pods(), []Port{}
 	for _, v := range s.Switch.Ports() {
 		if v.Port == nil { // the switch itself
 			continue
@@ -144,6 +151,15 @@ func (s *Source) Ports() []Port {
 		ports = append(ports, p)
 	}
 	return ports
+}
+
+// pods returns the attachments by port name.
+func (s *Source) pods() map[string]attach.Attachment {
+	pods := map[string]attach.Attachment{}
+	for _, a := range s.Attached() {
+		pods[a.Name] = a
+	}
+	return pods
 }
 
 // identify fills in whose port it is.
@@ -198,18 +214,23 @@ func (s *Source) Neighbors() []Neighbor {
 func (s *Source) Routes() []Route {
 	names, routes := s.portNames(), []Route{}
 	for _, r := range s.Switch.Routes() {
-		route := Route{VNI: r.VNI, Prefix: r.Prefix, NextHop: r.Adjacency.String()}
+		route := Route{VNI: r.VNI, Prefix: r.Prefix, Kind: r.Adjacency.Kind.String()}
 		if r.Adjacency.Kind == vswitch.AdjForward {
-			route.Port = names[r.Adjacency.Dest.Port]
-		}
-		if r.Adjacency.Tunnel {
-			if p := s.VTEPs.Lookup(r.Adjacency.Dest.Peer); p != nil {
-				route.Peer = p.Name
-			}
+			s.forward(&route, &r.Adjacency, names)
 		}
 		routes = append(routes, route)
 	}
 	return routes
+}
+
+func (s *Source) forward(r *Route, adj *vswitch.Adjacency, names map[port.ID]string) {
+	r.Via, r.MTU, r.Port = adj.DstMAC.String(), int(adj.MTU), names[adj.Dest.Port]
+	if !adj.Tunnel {
+		return
+	}
+	if p := s.VTEPs.Lookup(adj.Dest.Peer); p != nil { // nil: it left since
+		r.Peer = p.Name
+	}
 }
 
 // Peers returns the other nodes.
@@ -226,17 +247,31 @@ func (s *Source) Peers() []Peer {
 // Drops returns what was dropped and why, the most frequent first. Drops of the ports that are gone stay
 // in the ledger.
 func (s *Source) Drops() []Drop {
-	names, drops := s.portNames(), []Drop{}
+	names, pods, drops := s.portNames(), s.pods(), []Drop{}
 	for _, v := range s.Switch.Ports() {
-		for r, n := range v.Drops {
-			if n.Frames > 0 {
-				reason := drop.Reason(r)
-				drops = append(drops, Drop{names[v.ID], reason.String(), n.Frames, n.Wire, reason.Explain()})
+		pod, isPod := pods[names[v.ID]]
+		for n, count := range v.Drops {
+			if count.Frames == 0 {
+				continue
 			}
+			r := drop.Reason(n)
+			d := Drop{Port: names[v.ID], Reason: r.String(), Frames: count.Frames, WireFrames: count.Wire, Explain: r.Explain()}
+			if e := v.Examples[r]; e != nil {
+				d.show(r, e)
+				if isPod {
+					d.Example += describeClaim(r, e, pod.MAC, pod.Addrs())
+				}
+			}
+			drops = append(drops, d)
 		}
 	}
 	slices.SortStableFunc(drops, func(a, b Drop) int { return cmp.Compare(b.Frames, a.Frames) })
 	return drops
+}
+
+func (d *Drop) show(r drop.Reason, e *port.Example) {
+	d.Example, d.ExampleAt = describe(r, e), time.Unix(0, e.At).UTC()
+	d.ExampleBytes, d.ExampleHead, d.ExampleFrom = e.Len, hex.EncodeToString(e.Head), e.From
 }
 
 // Offloads returns what the ports take whole.
