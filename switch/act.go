@@ -17,12 +17,18 @@ func (w *worker) act() {
 		v := &w.verdicts[i]
 		switch v.kind {
 		case Forward:
+			if v.net.Stretched {
+				f.Hash = flowHash(&w.parsed[i])
+			}
 			w.forward(f, v.dest)
 		case Route:
 			w.rewrite(f, &w.parsed[i], v)
 			w.forward(f, v.dest)
 		case Flood:
-			w.flood(f, v.net)
+			w.flood(f, &w.parsed[i], v.net)
+		case Fragment:
+			w.rewrite(f, &w.parsed[i], v)
+			w.fragment(f, &w.parsed[i], v)
 		case Punt:
 			w.puntFrame(f, &w.parsed[i], v)
 		default:
@@ -33,6 +39,7 @@ func (w *worker) act() {
 
 func (w *worker) drop(f *frame.Frame, r drop.Reason) {
 	w.st.Drop(r, f.Wire(), f.Bytes())
+	w.dropped++
 	f.Release()
 }
 
@@ -44,6 +51,15 @@ func (w *worker) forward(f *frame.Frame, d port.Dest) {
 		return
 	}
 	f.Peer = d.Peer
+	w.enqueue(ps, f)
+}
+
+// enqueue adds the frame to what the burst sends to the port. A burst that floods to many peers may fill
+// the tunnel's.
+func (w *worker) enqueue(ps *portState, f *frame.Frame) {
+	if w.out.full(ps) {
+		w.send()
+	}
 	w.out.add(ps, f)
 }
 
@@ -67,41 +83,54 @@ func (w *worker) rewrite(f *frame.Frame, p *wire.Parsed, v *verdict) {
 	}
 }
 
-// flood sends the frame to every other access port of the VNI. The copies share its bytes, so a partial
-// checksum is completed first: a port without that offload would have to do it in all of them.
-func (w *worker) flood(f *frame.Frame, net *network) {
+// flood sends the frame to every other access port of the VNI, and of a stretched one to every peer, unless
+// it came from one (split horizon). The copies share its bytes, so a partial checksum is completed first: a
+// port without that offload would have to do it in all of them.
+func (w *worker) flood(f *frame.Frame, p *wire.Parsed, net *network) {
 	if f.NeedsCsum && !f.IsSuper() {
 		frame.CompleteChecksum(f)
 	}
+	f.Hash = flowHash(p)
 	var last *portState
-	for _, ps := range net.flood {
-		if ps.id == w.in.id {
-			continue
-		}
+	var lastPeer uint32
+	target := func(ps *portState, peer uint32) {
 		if last != nil {
-			w.copyTo(f, last)
+			w.copyTo(f, last, lastPeer)
 		}
-		last = ps
+		last, lastPeer = ps, peer
+	}
+	for _, ps := range net.flood {
+		if ps.id != w.in.id {
+			target(ps, 0)
+		}
+	}
+	if net.tunnel != nil && w.in.role != RoleTunnel {
+		for _, peer := range net.peers {
+			target(net.tunnel, peer)
+		}
 	}
 	if last == nil {
 		w.drop(f, drop.NoFloodTarget)
 		return
 	}
-	w.out.add(last, f) // the last port takes the frame itself
+	f.Peer = lastPeer
+	w.enqueue(last, f) // the last one takes the frame itself
 }
 
-func (w *worker) copyTo(f *frame.Frame, ps *portState) {
+// copyTo sends a clone. When the pool has none left, sending gives back what this burst has cloned so far.
+func (w *worker) copyTo(f *frame.Frame, ps *portState, peer uint32) {
 	c := f.Clone()
 	if c == nil {
-		w.send() // gives back what this burst has cloned so far
-		if c = f.Clone(); c == nil {
-			w.st.Copied.Add(1, uint64(f.Wire()))
-			w.st.Drop(drop.NoBuffer, f.Wire(), f.Bytes())
-			return
-		}
+		w.send()
+		c = f.Clone()
 	}
 	w.st.Copied.Add(1, uint64(f.Wire()))
-	w.out.add(ps, c)
+	if c == nil {
+		w.st.Drop(drop.NoBuffer, f.Wire(), f.Bytes())
+		return
+	}
+	c.Peer = peer
+	w.enqueue(ps, c)
 }
 
 // flowHash is equal for all packets of a flow and direction; all fragments of a packet count as one flow

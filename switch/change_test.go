@@ -72,7 +72,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 		t.Helper()
 		p := porttest.New(fmt.Sprintf("pod%d", n), port.CapsAll)
 		mac, addr := wire.MAC{10, 0, 0, 0, 1, byte(n)}, netip.AddrFrom4([4]byte{10, 244, 1, byte(n)})
-		id, err := sw.Attach(p, RoleAccess, testVNI)
+		id, err := sw.Attach(p, PortConfig{Role: RoleAccess, VNI: testVNI})
 		must(err)
 		must(sw.AddStation(testVNI, id, mac, []netip.Addr{addr}))
 		must(sw.UpdateRoutes(testVNI, []RouteChange{{netip.PrefixFrom(addr, 32),

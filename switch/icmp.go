@@ -1,6 +1,7 @@
 package vswitch
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"tapyard/switch/drop"
@@ -17,6 +18,7 @@ var (
 	timeExceeded    = icmpCause{wire.ICMPv4TimeExceeded, 0, wire.ICMPv6TimeExceeded, 0}
 	netUnreachable  = icmpCause{wire.ICMPv4Unreachable, 0, wire.ICMPv6Unreachable, 0}
 	hostUnreachable = icmpCause{wire.ICMPv4Unreachable, 1, wire.ICMPv6Unreachable, 3}
+	tooBig          = icmpCause{wire.ICMPv4Unreachable, 4, wire.ICMPv6PacketTooBig, 0} // RFC 1191, RFC 8201
 )
 
 const (
@@ -31,7 +33,11 @@ const (
 
 // icmpError tells the sender of a packet why it got no further, from this node's gateway address.
 func (s *slowWorker) icmpError(net *network, p *punt, c icmpCause) {
-	if !mayAnswer(p) {
+	limit := &p.in.errors
+	if c == tooBig {
+		limit = &p.in.tooBig
+	}
+	if !mayAnswer(p) || !limit.take(s.now, 1) {
 		return
 	}
 	to := srcAddr(&p.parsed)
@@ -44,21 +50,26 @@ func (s *slowWorker) icmpError(net *network, p *punt, c icmpCause) {
 		if to.Is4() {
 			packet = packet[:min(len(packet), quote4)]
 			n := copy(l4[icmpErrorLen:], packet) + icmpErrorLen
-			encodeICMPv4(l4[:n], c.type4, c.code4)
+			l4[0], l4[1] = c.type4, c.code4
+			encodeRest(l4, c, p.mtu)
+			wire.ICMPv4(l4[:n]).UpdateChecksum()
 			return wire.ProtoICMPv4, n
 		}
 		packet = packet[:min(len(packet), quote6)]
 		n := copy(l4[icmpErrorLen:], packet) + icmpErrorLen
 		l4[0], l4[1] = c.type6, c.code6
-		clear(l4[2:icmpErrorLen])
+		encodeRest(l4, c, p.mtu)
 		return wire.ProtoICMPv6, n
 	})
 }
 
-func encodeICMPv4(m []byte, typ, code uint8) {
-	m[0], m[1] = typ, code
+// encodeRest writes what follows type and code in the header of an error: the MTU, at the end of the word
+// in both families (RFC 1191 section 4, RFC 4443 section 3.2), or nothing.
+func encodeRest(m []byte, c icmpCause, mtu uint16) {
 	clear(m[2:icmpErrorLen])
-	wire.ICMPv4(m).UpdateChecksum()
+	if c == tooBig {
+		binary.BigEndian.PutUint16(m[icmpErrorLen-2:], mtu)
+	}
 }
 
 // mayAnswer says whether an error may be sent about the packet: RFC 1812 section 4.3.2.7 and RFC 4443

@@ -1,19 +1,22 @@
 package vswitch
 
 import (
-	"time"
+	"net/netip"
 
+	"tapyard/switch/drop"
 	"tapyard/switch/fdb"
 	"tapyard/switch/frame"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
 
-// learnEvent tells the slow worker where a station was seen; the frame itself goes on.
-type learnEvent struct {
-	in  *portState
-	vni uint32
-	mac wire.MAC
+// event tells the slow worker what was seen; the frame itself goes on, or is dropped by the worker.
+type event struct {
+	in      *portState
+	vni     uint32
+	mac     wire.MAC
+	dest    port.Dest
+	claimed netip.Addr // valid: the port sent from this address, which isn't its own
 }
 
 // learnCache remembers the last source of the burst that needed nothing, because the frames of a burst
@@ -21,36 +24,110 @@ type learnEvent struct {
 type learnCache struct {
 	known bool
 	mac   wire.MAC
+	peer  uint32
 }
 
-// learn asks the slow worker to learn the frame's source when the FDB doesn't have it behind this port.
-func (w *worker) learn(f *frame.Frame) {
+// admit checks the frame's source and has it learned. It returns why the frame is dropped, or drop.None.
+func (w *worker) admit(f *frame.Frame, p *wire.Parsed, net *network) drop.Reason {
+	switch w.in.role {
+	case RoleAccess:
+		if g := w.in.guard; g != nil {
+			if reason, claimed := g.check(f.Bytes(), p); reason != drop.None {
+				if claimed.IsValid() {
+					w.tell(event{in: w.in, vni: f.VNI, claimed: claimed})
+				}
+				return reason
+			}
+		}
+		if p.TCPFlags&(wire.TCPSyn|wire.TCPAck) == wire.TCPSyn && !w.in.limits[w.id].syn.take(w.now, 1) {
+			return drop.SYNLimit
+		}
+		w.learn(f, 0)
+	case RoleTunnel:
+		src := wire.Ethernet(f.Bytes()).Src()
+		if net.routes() && src == net.RouterMAC || net.Stretched && !w.learn(f, f.Peer) {
+			return drop.Looped
+		}
+	}
+	return drop.None
+}
+
+// learn asks the slow worker to learn the frame's source when the FDB doesn't have it there. It returns
+// false when the source is known for good to be elsewhere.
+func (w *worker) learn(f *frame.Frame, peer uint32) (ok bool) {
 	src := wire.Ethernet(f.Bytes()).Src()
-	if w.learned.known && w.learned.mac == src {
-		return
+	if w.learned == (learnCache{true, src, peer}) {
+		return true
 	}
-	if w.sw.fdb.Seen(w.now, f.VNI, src, port.Dest{Port: w.in.id}) == fdb.Known {
-		w.learned = learnCache{true, src}
-		return
+	dest := port.Dest{Port: w.in.id, Peer: peer}
+	switch w.sw.fdb.Seen(w.now, f.VNI, src, dest) {
+	case fdb.Known:
+		w.learned = learnCache{true, src, peer}
+	case fdb.NeedsLearn:
+		w.tell(event{in: w.in, vni: f.VNI, mac: src, dest: dest})
+	case fdb.StaticElsewhere:
+		return false
 	}
+	return true
+}
+
+// tell puts an event into the slow worker's queue. What doesn't fit is forgotten: the next frame brings
+// another.
+func (w *worker) tell(e event) {
 	if !admit(&w.in.quota.events, eventsPerPort) {
-		return // the next frame brings another
+		return
 	}
 	select {
-	case w.sw.slow.events <- learnEvent{w.in, f.VNI, src}:
+	case w.sw.slow.events <- e:
 	default:
 		w.in.quota.events.Add(-1)
 	}
 }
 
-// learnNow changes the table. A static entry wins over what is seen, so a pod can't take over another
-// one's MAC.
-func (s *slowWorker) learnNow(e learnEvent) {
-	if s.sw.snapshot.Load().port(e.in.id) == e.in {
-		outcome, _ := s.sw.fdb.Learn(time.Now().UnixNano(), e.vni, e.mac, port.Dest{Port: e.in.id})
-		if outcome == fdb.Moved {
-			s.sw.log.Debug("station moved", "mac", e.mac, "vni", e.vni, "port", e.in.port.Name())
-		}
+func (s *slowWorker) note(e event) {
+	if e.claimed.IsValid() {
+		s.noteClaim(e)
+	} else if s.sw.snapshot.Load().port(e.in.id) == e.in {
+		s.noteStation(e)
 	}
 	e.in.quota.events.Add(-1)
+}
+
+// noteStation changes the table. A static entry wins over what is seen, so a pod can't take over another
+// one's MAC.
+func (s *slowWorker) noteStation(e event) {
+	switch outcome, was := s.sw.fdb.Learn(s.now, e.vni, e.mac, e.dest); outcome {
+	case fdb.Moved:
+		s.sw.log.Debug("station moved", "mac", e.mac, "vni", e.vni, "from", s.nameOf(was.Port), "to", e.in.port.Name())
+	case fdb.Froze:
+		s.sw.log.Warn("a station keeps moving between two ports: a loop, or two stations with one MAC; it stays where it is for now",
+			"mac", e.mac, "vni", e.vni, "from", s.nameOf(was.Port), "to", e.in.port.Name(), "for", fdb.FreezeTime)
+	}
+}
+
+// claimEvery is how often the same claim is reported.
+const claimEvery = int64(60e9)
+
+// noteClaim reports that a port used an address that is another station's, by both names. Of an address that
+// nobody has, the counter tells enough.
+func (s *slowWorker) noteClaim(e event) {
+	owner, known := s.sw.neighbors.Lookup(e.vni, e.claimed)
+	if !known || owner.Port == e.in.id || s.now-e.in.claimed < claimEvery {
+		return
+	}
+	e.in.claimed = s.now
+	s.sw.log.Warn("a pod claims another one's address; its frames are dropped (spoofed_arp, spoofed_nd, spoofed_ip)",
+		"pod", e.in.port.Name(), "address", e.claimed, "owner", s.nameOf(owner.Port))
+}
+
+// nameOf returns the name of a port, for logs.
+func (s *slowWorker) nameOf(id port.ID) string {
+	ps := s.sw.snapshot.Load().port(id)
+	switch {
+	case id == port.Local:
+		return "the switch"
+	case ps == nil:
+		return "a port that is gone"
+	}
+	return ps.port.Name()
 }

@@ -50,7 +50,7 @@ func (l *Ledger) add(ps *portState) {
 func (l *Ledger) InFlight() (frames, wireFrames int64) {
 	in := l.Rx.Frames + l.Originated.Frames + l.Copied.Frames + l.Split.Frames
 	out := l.Tx.Frames + l.Consumed.Frames + l.Drops.Frames
-	inWire := l.Rx.Wire + l.Originated.Wire + l.Copied.Wire
+	inWire := l.Rx.Wire + l.Originated.Wire + l.Copied.Wire + l.Split.Wire
 	outWire := l.Tx.Wire + l.Consumed.Wire + l.Drops.Wire
 	return int64(in - out), int64(inWire - outWire)
 }

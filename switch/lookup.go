@@ -19,6 +19,7 @@ const (
 	Forward
 	Route // Forward after the Adjacency's rewrite
 	Flood
+	Fragment // Route in fragments
 	Punt
 )
 
@@ -64,37 +65,45 @@ func (w *worker) lookup() {
 // classify decides about one frame by its MAC addresses, or queues it for routing.
 func (w *worker) classify(i int, f *frame.Frame, net *network) {
 	v, p := &w.verdicts[i], &w.parsed[i]
-	dst := wire.Ethernet(f.Bytes()).Dst()
-	if w.in.role == RoleAccess {
-		w.learn(f)
+	if v.reason = w.admit(f, p, net); v.reason != drop.None {
+		return
 	}
+	dst := wire.Ethernet(f.Bytes()).Dst()
 	switch {
 	case p.Kind == wire.KindARP || p.ND:
 		w.classifyNeighbor(v, f, p, dst)
 	case dst == net.RouterMAC && net.routes():
-		if !w.routing.add(i, p) {
-			v.reason = drop.NotIP
-		}
+		v.reason = w.routing.add(i, p)
 	default:
-		w.classifyL2(v, dst)
+		w.classifyL2(v, f, dst)
 	}
 }
 
-// classifyL2 forwards within the VNI. Only access ports are part of its L2 segment.
-func (w *worker) classifyL2(v *verdict, dst wire.MAC) {
-	if w.in.role != RoleAccess {
+// classifyL2 forwards within the VNI. Only access ports are part of its L2 segment, and of a stretched one
+// the peers.
+func (w *worker) classifyL2(v *verdict, f *frame.Frame, dst wire.MAC) {
+	stretches := w.in.role == RoleTunnel && v.net.Stretched
+	if w.in.role != RoleAccess && w.in.role != roleLocal && !stretches {
 		v.reason = drop.NotForRouter
 		return
 	}
-	v.kind = Flood
-	if dst.IsMulticast() {
+	if dst.IsReserved() {
+		v.reason = drop.ReservedMulticast
 		return
 	}
 	if dest, known := w.sw.fdb.Lookup(v.net.VNI, dst); known {
 		v.kind, v.dest = Forward, dest
-		if dest.Port == w.in.id {
+		switch {
+		case dest.Port == w.in.id && stretches:
+			v.kind, v.reason = Drop, drop.SplitHorizon
+		case dest.Port == w.in.id:
 			v.kind, v.reason = Drop, drop.Hairpin
 		}
+		return
+	}
+	v.kind = Flood
+	if !w.in.limits[w.id].takeBUM(w.now, f.Peer, f.Wire()) {
+		v.kind, v.reason = Drop, drop.BUMLimit
 	}
 }
 
@@ -107,7 +116,7 @@ func (w *worker) classifyNeighbor(v *verdict, f *frame.Frame, p *wire.Parsed, ds
 			return
 		}
 	}
-	w.classifyL2(v, dst)
+	w.classifyL2(v, f, dst)
 }
 
 // requested returns the address that an ARP request or a neighbour solicitation asks for. One that the
@@ -127,21 +136,37 @@ func requested(b []byte, p *wire.Parsed) (target netip.Addr, asks bool) {
 	return ns.Target(), true
 }
 
-// add queues a packet for the FIB, or says that it is none.
-func (r *routing) add(i int, p *wire.Parsed) bool {
+// add queues a packet for the FIB, or says why it can't be routed.
+func (r *routing) add(i int, p *wire.Parsed) drop.Reason {
 	switch p.Kind {
 	case wire.KindIPv4:
+		if martian4(p.Src[0]) {
+			return drop.MartianSource
+		}
 		r.keys4[r.n4] = be32(p.Dst[:])
 		r.index4[r.n4] = uint8(i)
 		r.n4++
 	case wire.KindIPv6:
+		if martian6(be64(p.Src[:8]), be64(p.Src[8:])) {
+			return drop.MartianSource
+		}
 		r.keys6[r.n6] = fib.Key6{Hi: be64(p.Dst[:8]), Lo: be64(p.Dst[8:])}
 		r.index6[r.n6] = uint8(i)
 		r.n6++
 	default:
-		return false
+		return drop.NotIP
 	}
-	return true
+	return drop.None
+}
+
+// martian4 says of a source's first byte that no router forwards it: 0/8, 127/8, and groups and reserved
+// addresses from 224 on (RFC 1812 section 5.3.7).
+func martian4(first byte) bool { return first == 0 || first == 127 || first >= 224 }
+
+// martian6 is the same for IPv6: ::, ::1, fe80::/10, which never leaves its link, and ff00::/8 (RFC 4291
+// sections 2.5.2 to 2.7).
+func martian6(hi, lo uint64) bool {
+	return hi == 0 && lo <= 1 || hi>>54 == 0xfe80>>6 || hi>>56 == 0xff
 }
 
 // finish looks up what was collected, which is of one VNI, in one View. The adjacencies are loaded after
@@ -166,6 +191,15 @@ func (w *worker) resolve(index []uint8, hops []fib.NextHop) {
 	}
 }
 
+// decideTooBig has the sender told, unless the packet is one that a router has to fragment (RFC 1812 section
+// 5.2.6): IPv4 without DF.
+func (v *verdict) decideTooBig(f *frame.Frame, p *wire.Parsed) {
+	v.punt = puntTooBig
+	if p.Kind == wire.KindIPv4 && !wire.IPv4(f.Bytes()[p.L3:]).DontFragment() && !f.IsSuper() {
+		v.kind, v.dest = Fragment, v.adj.Dest
+	}
+}
+
 // decide turns an adjacency into a verdict. Entry 0 of the adjacencies, which is what a missing route
 // gives, is of the kind NoRoute.
 func (w *worker) decide(v *verdict, f *frame.Frame, p *wire.Parsed, adj *Adjacency) {
@@ -184,7 +218,7 @@ func (w *worker) decide(v *verdict, f *frame.Frame, p *wire.Parsed, adj *Adjacen
 	case w.in.role == RoleTunnel && adj.Tunnel:
 		v.kind, v.reason = Drop, drop.SplitHorizon
 	case f.SegmentLen(int(p.End)) > int(adj.MTU):
-		v.kind, v.reason = Drop, drop.TooBig
+		v.decideTooBig(f, p)
 	default:
 		v.kind, v.dest = Route, adj.Dest
 	}

@@ -47,7 +47,7 @@ func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func newRig(t testing.TB, capsB port.Caps) *rig {
 	t.Helper()
-	sw, err := New(Config{Workers: 1, Log: slog.New(slog.DiscardHandler)})
+	sw, err := New(Config{Workers: 1, Ageing: DefaultAgeing, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func newRig(t testing.TB, capsB port.Caps) *rig {
 	r.must(sw.AddNetwork(Network{VNI: testVNI, RouterMAC: routerMAC,
 		Gateways: []netip.Addr{gw4, gw6}, Locals: []netip.Addr{local4, local6}}))
 	for p, role := range map[*porttest.Port]Role{r.podA: RoleAccess, r.podB: RoleAccess, r.host: RoleHost, r.tunnel: RoleTunnel} {
-		id, err := sw.Attach(p, role, testVNI)
+		id, err := sw.Attach(p, PortConfig{Role: role, VNI: testVNI})
 		r.must(err)
 		r.ids[p] = id
 	}
@@ -65,6 +65,9 @@ func newRig(t testing.TB, capsB port.Caps) *rig {
 	r.must(sw.AddStation(testVNI, r.ids[r.podB], macB, []netip.Addr{b4, b6}))
 	r.must(sw.AddNeighbors(testVNI, port.Local, routerMAC, []netip.Addr{gw4, gw6, local4, local6}))
 	r.route()
+	for len(sw.slow.arrivals) > 0 { // no announcements among what tests count
+		<-sw.slow.arrivals
+	}
 	t.Cleanup(func() { r.checkLedger() })
 	return r
 }

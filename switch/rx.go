@@ -1,8 +1,6 @@
 package vswitch
 
 import (
-	"time"
-
 	"golang.org/x/sys/unix"
 
 	"tapyard/switch/port"
@@ -15,7 +13,7 @@ const stopID = -1
 // the queue has more.
 func (w *worker) recv(ev unix.EpollEvent) (more bool) {
 	w.burst.Reset()
-	w.now = time.Now().UnixNano()
+	w.now = w.sw.now().UnixNano()
 	if ev.Fd == stopID {
 		w.stopped = true
 		return false

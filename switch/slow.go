@@ -1,6 +1,7 @@
 package vswitch
 
 import (
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +22,7 @@ const (
 	puntTTL                 // answer time exceeded
 	puntNoRoute             // answer unreachable: no route
 	puntNoNeighbor          // answer unreachable: no such host
+	puntTooBig              // answer fragmentation needed, packet too big
 )
 
 const (
@@ -40,6 +42,7 @@ const (
 type punt struct {
 	kind   puntKind
 	vni    uint32
+	mtu    uint16 // of the way out, with puntTooBig
 	in     *portState
 	wire   int // wire frames that it stands for
 	whole  bool
@@ -67,13 +70,16 @@ func admit(n *atomic.Int32, limit int32) bool {
 // puntFrame copies the frame into the slow path's queue and gives the original back. Whatever the queue
 // doesn't take is dropped and counted.
 func (w *worker) puntFrame(f *frame.Frame, p *wire.Parsed, v *verdict) {
-	if !admit(&w.in.quota.frames, puntsPerPort) {
+	if !w.in.limits[w.id].punt.take(w.now, 1) || !admit(&w.in.quota.frames, puntsPerPort) {
 		w.drop(f, drop.PuntFull)
 		return
 	}
 	select {
 	case item := <-w.sw.slow.free:
 		item.kind, item.vni, item.in, item.wire, item.parsed = v.punt, f.VNI, w.in, f.Wire(), *p
+		if v.adj != nil {
+			item.mtu = v.adj.MTU
+		}
 		item.n = copy(item.buf[:], f.Bytes())
 		item.whole = item.n == f.Len() && !f.NeedsCsum
 		w.sw.slow.frames <- item // as many places as items: never blocks
@@ -90,7 +96,8 @@ type slowWorker struct {
 	*worker
 	frames   chan *punt
 	free     chan *punt
-	events   chan learnEvent
+	events   chan event
+	arrivals chan arrival
 	stopping chan struct{}
 }
 
@@ -98,7 +105,7 @@ func newSlowWorker(sw *Switch, id int) *slowWorker {
 	s := &slowWorker{
 		worker: newWorker(sw, id),
 		frames: make(chan *punt, punts), free: make(chan *punt, punts),
-		events: make(chan learnEvent, events), stopping: make(chan struct{}),
+		events: make(chan event, events), arrivals: make(chan arrival, arrivals), stopping: make(chan struct{}),
 	}
 	for range punts {
 		s.free <- new(punt)
@@ -107,12 +114,20 @@ func newSlowWorker(sw *Switch, id int) *slowWorker {
 }
 
 func (s *slowWorker) run() {
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
 	for {
 		select {
 		case e := <-s.events:
-			s.learnNow(e)
+			s.begin()
+			s.note(e)
 		case p := <-s.frames:
 			s.handle(p)
+		case a := <-s.arrivals:
+			s.announce(a)
+		case <-second.C:
+			s.begin()
+			s.sw.fdb.Expire(s.now)
 		case <-s.stopping:
 			s.finish()
 			return
@@ -131,19 +146,27 @@ func (s *slowWorker) drain() {
 	for {
 		select {
 		case e := <-s.events:
-			s.learnNow(e)
+			s.begin()
+			s.note(e)
 		case p := <-s.frames:
 			s.handle(p)
+		case a := <-s.arrivals:
+			s.announce(a)
 		default:
 			return
 		}
 	}
 }
 
+// begin sets what an item of work sees of the switch and of time.
+func (s *slowWorker) begin() {
+	s.snap = s.sw.snapshot.Load()
+	s.now = s.sw.now().UnixNano()
+}
+
 func (s *slowWorker) handle(p *punt) {
 	s.reader.Online()
-	s.snap = s.sw.snapshot.Load()
-	s.now = time.Now().UnixNano()
+	s.begin()
 	st := &p.in.stats[s.id]
 	reason := drop.None
 	switch net := s.snap.network(p.vni); {
@@ -159,6 +182,9 @@ func (s *slowWorker) handle(p *punt) {
 	case p.kind == puntNoNeighbor:
 		reason = drop.NoNeighbor
 		s.icmpError(net, p, hostUnreachable)
+	case p.kind == puntTooBig:
+		reason = drop.TooBig
+		s.icmpError(net, p, tooBig)
 	default:
 		reason = drop.NoRoute
 		s.icmpError(net, p, netUnreachable)
@@ -210,4 +236,43 @@ func (s *slowWorker) reply(f *frame.Frame, p *punt) {
 	s.st = &s.in.stats[s.id]
 	s.forward(f, port.Dest{Port: p.in.id})
 	s.send()
+}
+
+// arrivals is how many stations may wait for their announcement: a node's pods at its start.
+const arrivals = 1024
+
+// arrival is a station that was attached or moved here.
+type arrival struct {
+	vni  uint32
+	port port.ID
+	mac  wire.MAC
+	addr netip.Addr
+}
+
+// announce tells the VNI where an address is now, because others may remember the station that had it
+// before (RFC 5227 section 2.3, RFC 4861 section 7.2.6). Loss is unlikely between ports in memory, and a
+// stale entry mends itself, so once is enough.
+func (s *slowWorker) announce(a arrival) {
+	s.reader.Online()
+	defer s.reader.Offline()
+	s.begin()
+	net, at := s.snap.network(a.vni), s.snap.port(a.port)
+	if net == nil || at == nil || len(net.flood) < 2 && len(net.peers) == 0 {
+		return
+	}
+	s.originate(puntCopy, func(out []byte) int {
+		if a.addr.Is4() {
+			return neigh.Announce4(a.addr, a.mac, out)
+		}
+		return neigh.Announce6(a.addr, a.mac, false, out)
+	}, func(f *frame.Frame) {
+		f.VNI = a.vni
+		// As if from the station's own port, which then doesn't get it: a host logs whoever claims its address.
+		s.in = at
+		s.st = &s.snap.ports[port.Local].stats[s.id]
+		s.st.Originated.Add(1, 1)
+		s.flood(f, &wire.Parsed{}, net)
+		s.send()
+	})
+	s.live.Store(int64(s.pool.Live()))
 }

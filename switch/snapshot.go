@@ -23,7 +23,10 @@ const (
 
 // Network is what a VNI is on this node. Without a RouterMAC it is a plain L2 segment.
 type Network struct {
-	VNI       uint32
+	VNI uint32
+	// Stretched makes the segment one with those of the peers (SetFlood): frames are flooded into tunnels,
+	// and stations behind peers are learned. Otherwise L2 ends at the node.
+	Stretched bool
 	RouterMAC wire.MAC
 	// Gateways are .1 and ::1, the source of ICMP errors; Locals are .2 and ::2, the source of errors
 	// towards the host, which drops errors that claim its own address (measured).
@@ -33,8 +36,10 @@ type Network struct {
 // network is a Network with its tables.
 type network struct {
 	Network
-	fib   *fib.Table
-	flood []*portState // its access ports
+	fib    *fib.Table
+	flood  []*portState // its access ports
+	tunnel *portState   // of a stretched network
+	peers  []uint32     // of a stretched network: whom floods are replicated to
 }
 
 func (n *network) routes() bool { return !n.RouterMAC.IsZero() }
@@ -53,8 +58,20 @@ func (n *network) source(to netip.Addr, in Role) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
+// PortConfig says how a port takes part in the switch.
+type PortConfig struct {
+	Role Role
+	VNI  uint32 // of an access or host port; a tunnel's frames bring their own
+	// Guard, of an access port, drops whatever the station was not given (RFC 2827). Nil lets everything in.
+	Guard *Station
+	// BUM is how many broadcast, unknown-destination and multicast frames the port, or each peer behind a
+	// tunnel, may send in a second; 0 is no limit.
+	BUM int
+	SYN int // TCP connections that an access port may open in a second; 0 is no limit
+}
+
 // portState is a port and what the switch keeps about it. It is written at attach, except for the
-// counters.
+// counters and the limits.
 type portState struct {
 	id     port.ID
 	port   port.Port
@@ -65,7 +82,14 @@ type portState struct {
 	rx     []port.RxQueue
 	tx     []port.TxQueue // by worker, the slow worker last
 	stats  []port.Stats   // likewise
+	guard  *guard         // nil lets everything in
+	limits []limits       // by worker
 	quota  puntQuota
+
+	// Of the ICMP errors that frames of this port cause; the slow worker's. Without the second kind, path
+	// MTU discovery would wait for a timeout, so it is apart (Linux's icmp_ratemask leaves it out as well).
+	errors, tooBig bucket
+	claimed        int64 // when it last was reported for claiming another one's address; the slow worker's
 }
 
 // Snapshot is what workers load once per burst: it never changes after it is published. The tables live
@@ -107,10 +131,14 @@ func (s *Snapshot) clone() *Snapshot {
 // compile fills what the snapshot derives from its ports.
 func (s *Snapshot) compile() {
 	for _, n := range s.networks {
-		n.flood = nil
+		n.flood, n.tunnel = nil, nil
 		for _, ps := range s.ports {
-			if ps != nil && ps.role == RoleAccess && ps.vni == n.VNI {
+			switch {
+			case ps == nil:
+			case ps.role == RoleAccess && ps.vni == n.VNI:
 				n.flood = append(n.flood, ps)
+			case ps.role == RoleTunnel && n.Stretched:
+				n.tunnel = ps
 			}
 		}
 	}

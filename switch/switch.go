@@ -22,18 +22,28 @@ import (
 	"tapyard/switch/wire"
 )
 
-// maxFDBEntries bounds learning: 8,192 stations are a large L2 segment, and about 1 MiB.
-const maxFDBEntries = 8192
+const (
+	// maxLearned bounds learning: 8,192 stations are a large L2 segment, and about 1 MiB.
+	maxLearned = 8192
+	// maxLearnedPerPort is one pod's share: one that runs virtual machines or a bridge of its own has some
+	// dozens of stations behind it. Uplinks and tunnels have no share, for they lead to segments.
+	maxLearnedPerPort = 256
+	// DefaultAgeing is how long a station is remembered that sends nothing (IEEE 802.1Q section 8.8.3).
+	DefaultAgeing = 300 * time.Second
+)
 
 // Config says how a switch runs.
 type Config struct {
-	Workers int // at least 1
+	Workers int           // at least 1
+	Ageing  time.Duration // of learned stations; 0 keeps them until their port goes
 	Log     *slog.Logger
+	Now     func() time.Time // nil is time.Now
 }
 
 // Switch is one node's switch. Its methods may be called from any goroutine except a worker's.
 type Switch struct {
 	log       *slog.Logger
+	now       func() time.Time
 	domain    fib.Domain
 	snapshot  atomic.Pointer[Snapshot]
 	fdb       *fdb.Table
@@ -58,11 +68,15 @@ func New(cfg Config) (*Switch, error) {
 		return nil, fmt.Errorf("%d workers: at least 1, at most %d", cfg.Workers, MaxWorkers)
 	}
 	sw := &Switch{
-		log: cfg.Log, fdb: fdb.New(fdb.Config{MaxLearned: maxFDBEntries, MaxLearnedPerPort: maxFDBEntries}), neighbors: neigh.New(),
+		log: cfg.Log, now: cfg.Now, neighbors: neigh.New(),
 		adjacencies: newAdjacencies(), routes: map[uint32]map[netip.Prefix]fib.NextHop{},
 		queues: make([]int, cfg.Workers), leaving: map[port.ID]*portState{},
 	}
-	local := &portState{id: port.Local, role: roleLocal, stats: make([]port.Stats, cfg.Workers+1)}
+	if sw.now == nil {
+		sw.now = time.Now
+	}
+	sw.fdb = fdb.New(fdb.Config{MaxLearned: maxLearned, MaxLearnedPerPort: maxLearnedPerPort, Ageing: cfg.Ageing})
+	local := &portState{id: port.Local, role: roleLocal, stats: make([]port.Stats, cfg.Workers+1), limits: make([]limits, cfg.Workers+1)}
 	sw.snapshot.Store(&Snapshot{ports: []*portState{local}})
 	for i := range cfg.Workers {
 		w := newWorker(sw, i)
@@ -116,14 +130,27 @@ func (sw *Switch) publish(snap *Snapshot) {
 	sw.snapshot.Store(snap)
 }
 
-// Attach connects a port and returns its ID. vni is the network of an access or host port; a tunnel's
-// frames bring their own.
-func (sw *Switch) Attach(p port.Port, role Role, vni uint32) (port.ID, error) {
+// SetFlood says which peers a stretched network reaches, by the indexes of the tunnel.
+func (sw *Switch) SetFlood(vni uint32, peers []uint32) error {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
 	snap := sw.snapshot.Load().clone()
-	if role != RoleTunnel && snap.network(vni) == nil {
-		return 0, fmt.Errorf("attach port %s: VNI %d is not configured", p.Name(), vni)
+	net := snap.network(vni)
+	if net == nil || !net.Stretched {
+		return fmt.Errorf("flood list of VNI %d: no stretched network of this node", vni)
+	}
+	net.peers = slices.Clone(peers)
+	sw.publish(snap)
+	return nil
+}
+
+// Attach connects a port and returns its ID.
+func (sw *Switch) Attach(p port.Port, cfg PortConfig) (port.ID, error) {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	snap := sw.snapshot.Load().clone()
+	if cfg.Role != RoleTunnel && snap.network(cfg.VNI) == nil {
+		return 0, fmt.Errorf("attach port %s: VNI %d is not configured", p.Name(), cfg.VNI)
 	}
 	for _, other := range snap.ports[1:] {
 		if other != nil && other.port.Name() == p.Name() {
@@ -135,7 +162,7 @@ func (sw *Switch) Attach(p port.Port, role Role, vni uint32) (port.ID, error) {
 		return 0, fmt.Errorf("attach port %s: %w", p.Name(), err)
 	}
 	// Workers ignore the events of a port that they don't know yet.
-	ps := sw.newPortState(id, p, role, vni)
+	ps := sw.newPortState(id, p, cfg)
 	if err := sw.poll(ps); err != nil {
 		sw.unpoll(ps)
 		return 0, fmt.Errorf("attach port %s: %w", p.Name(), err)
@@ -148,10 +175,16 @@ func (sw *Switch) Attach(p port.Port, role Role, vni uint32) (port.ID, error) {
 	return id, nil
 }
 
-func (sw *Switch) newPortState(id port.ID, p port.Port, role Role, vni uint32) *portState {
-	ps := &portState{id: id, port: p, role: role, vni: vni, rx: p.Rx(),
-		stats: make([]port.Stats, len(sw.workers)+1)}
+func (sw *Switch) newPortState(id port.ID, p port.Port, cfg PortConfig) *portState {
+	ps := &portState{id: id, port: p, role: cfg.Role, vni: cfg.VNI, rx: p.Rx(), guard: newGuard(cfg.Guard),
+		stats: make([]port.Stats, len(sw.workers)+1), limits: make([]limits, len(sw.workers)+1),
+		errors: newBucket(transitErrors), tooBig: newBucket(transitErrors)}
+	punts := transitPunts
+	if cfg.Role == RoleAccess {
+		punts, ps.errors = accessPunts, newBucket(icmpErrors)
+	}
 	for w := range ps.stats {
+		ps.limits[w] = limits{bum: newBucket(cfg.BUM), syn: newBucket(cfg.SYN), punt: newBucket(punts)}
 		ps.stats[w].Now = sw.clock(w)
 		ps.tx = append(ps.tx, p.Tx(w, &ps.stats[w]))
 	}
@@ -310,7 +343,16 @@ func (sw *Switch) AddStation(vni uint32, id port.ID, mac wire.MAC, addrs []netip
 	if err := sw.fdb.Insert(vni, mac, port.Dest{Port: id}); err != nil {
 		return err
 	}
-	return sw.AddNeighbors(vni, id, mac, addrs)
+	if err := sw.AddNeighbors(vni, id, mac, addrs); err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		select {
+		case sw.slow.arrivals <- arrival{vni, id, mac, a}:
+		default: // more at once than a node has pods: their neighbours' entries mend themselves
+		}
+	}
+	return nil
 }
 
 // AddNeighbors has the switch answer ARP and neighbour solicitations for the addresses with mac, except
@@ -323,6 +365,12 @@ func (sw *Switch) AddNeighbors(vni uint32, id port.ID, mac wire.MAC, addrs []net
 	}
 	return nil
 }
+
+// ForgetPeer removes what was learned behind a peer of a tunnel.
+func (sw *Switch) ForgetPeer(tunnel port.ID, peer uint32) { sw.fdb.DeletePeer(tunnel, peer) }
+
+// LearnFreely lifts a pod's limit on learned stations from a port that leads to a whole segment.
+func (sw *Switch) LearnFreely(id port.ID) { sw.fdb.SetPortLimit(id, maxLearned) }
 
 // Stop ends the workers when they have finished their bursts, then the slow worker when its queue is
 // empty. It returns the ledger, which balances unless the switch has a bug. Ports stay open.

@@ -256,7 +256,7 @@ func TestDropReasons(t *testing.T) {
 		"unknown_vni":    {tunnel, func() porttest.Frame { return plain(udp(t, peerMAC, routerMAC, remote4, a4, 64, "x")) }},
 		"hairpin":        {podA, func() porttest.Frame { return plain(udp(t, macB, macA, a4, b4, 64, "x")) }},
 		"too_big": {podA, func() porttest.Frame {
-			return plain(udp(t, macA, routerMAC, a4, remote4, 64, strings.Repeat("x", 1423)))
+			return plain(dontFragment(udp(t, macA, routerMAC, a4, remote4, 64, strings.Repeat("x", 1423))))
 		}},
 		"not_ip": {podA, func() porttest.Frame {
 			return plain(packet(t, ethernet(macA, routerMAC, 0x88b5), gopacket.Payload("IEEE local experimental")))
@@ -369,7 +369,7 @@ func TestAPortsFloodFillsItsShareOnly(t *testing.T) {
 	w := r.sw.workers[0]
 	w.reader.Online()
 	for r.podA.Waiting() > 0 {
-		w.pass(event(r.ids[r.podA]))
+		w.pass(eventOf(r.ids[r.podA]))
 	}
 	if got := r.drops(r.podA)["punt_full"]; got != 2*puntsPerPort {
 		t.Errorf("%d frames refused, want %d", got, 2*puntsPerPort)
@@ -395,9 +395,9 @@ func TestAnUnbalancedLedgerSaysWhatIsMissing(t *testing.T) {
 
 func TestConfigurationErrorsNameTheThing(t *testing.T) {
 	r := newRig(t, port.CapsAll)
-	_, err := r.sw.Attach(porttest.New("a", 0), RoleAccess, testVNI)
+	_, err := r.sw.Attach(porttest.New("a", 0), PortConfig{Role: RoleAccess, VNI: testVNI})
 	wantError(t, err, "port a")
-	_, err = r.sw.Attach(porttest.New("c", 0), RoleAccess, 99)
+	_, err = r.sw.Attach(porttest.New("c", 0), PortConfig{Role: RoleAccess, VNI: 99})
 	wantError(t, err, "VNI 99")
 	wantError(t, r.sw.AddNetwork(Network{VNI: testVNI}), "VNI 1")
 	wantError(t, r.sw.UpdateRoutes(testVNI, []RouteChange{{netip.MustParsePrefix("10.0.0.1/8"), &Adjacency{}}}), "10.0.0.1/8")
@@ -431,8 +431,8 @@ func TestHotPathAllocatesNothing(t *testing.T) {
 			}
 			w := r.sw.workers[0]
 			w.reader.Online()
-			w.pass(event(r.ids[r.podA])) // the first frame may grow the transmit tables
-			if n := testing.AllocsPerRun(100, func() { w.pass(event(r.ids[r.podA])) }); n != 0 {
+			w.pass(eventOf(r.ids[r.podA])) // the first frame may grow the transmit tables
+			if n := testing.AllocsPerRun(100, func() { w.pass(eventOf(r.ids[r.podA])) }); n != 0 {
 				t.Errorf("%v allocations per burst", n)
 			}
 			r.sw.slow.drain()
@@ -467,7 +467,7 @@ func (q *blackHole) Send(b *frame.Burst) {
 }
 func (q *blackHole) Flush() {}
 
-func event(id port.ID) unix.EpollEvent { return unix.EpollEvent{Fd: int32(id)} }
+func eventOf(id port.ID) unix.EpollEvent { return unix.EpollEvent{Fd: int32(id)} }
 
 // The ladder: each rung is one stage more.
 func BenchmarkLadder(b *testing.B) {
@@ -493,7 +493,7 @@ func BenchmarkLadder(b *testing.B) {
 				w.reader.Online()
 				b.SetBytes(int64(len(c.frame.Bytes)))
 				for n := 0; b.Loop(); n += frame.BurstSize {
-					w.rung(event(r.ids[r.podA]), rung)
+					w.rung(eventOf(r.ids[r.podA]), rung)
 				}
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/frame.BurstSize, "ns/frame")
 			})

@@ -30,6 +30,11 @@ func (o *outPorts) add(ps *portState, f *frame.Frame) {
 	out.burst.Append(f)
 }
 
+// full says that the port's burst has no room for a frame more.
+func (o *outPorts) full(ps *portState) bool {
+	return int(ps.id) < len(o.byID) && o.byID[ps.id].burst.Full()
+}
+
 // send is the fifth stage: each port gets its frames in one call, and they go back to the pool.
 func (w *worker) send() {
 	for _, out := range w.out.dirty {

@@ -28,6 +28,7 @@ type worker struct {
 	in       *portState
 	st       *port.Stats // of in and this worker
 	burst    frame.Burst
+	dropped  int // frames of the burst
 	parsed   [frame.BurstSize]wire.Parsed
 	verdicts [frame.BurstSize]verdict
 	routing  routing
@@ -37,6 +38,7 @@ type worker struct {
 
 	events       [maxEvents]unix.EpollEvent
 	ready, again []unix.EpollEvent // queues of this round, and those that have more for the next
+	paused       []pausedQueue
 	stopped      bool
 	stopFD       int
 }
@@ -73,11 +75,17 @@ func (w *worker) run() {
 func (w *worker) pass(ev unix.EpollEvent) (more bool) {
 	w.reader.Quiesce()
 	more = w.recv(ev)
-	if w.burst.Len() > 0 {
-		w.parse()
-		w.lookup()
-		w.act()
-		w.send()
+	if w.burst.Len() == 0 {
+		return more
+	}
+	w.dropped = 0
+	w.parse()
+	w.lookup()
+	w.act()
+	w.send()
+	if w.in.role == RoleAccess && w.in.limits[w.id].recent.add(w.now, w.burst.Len(), w.dropped) {
+		w.pause(ev)
+		return false
 	}
 	return more
 }
@@ -88,8 +96,11 @@ func (w *worker) pass(ev unix.EpollEvent) (more bool) {
 func (w *worker) wait() []unix.EpollEvent {
 	w.live.Store(int64(w.pool.Live()))
 	timeout := -1
-	if len(w.again) > 0 {
+	switch {
+	case len(w.again) > 0:
 		timeout = 0
+	case len(w.paused) > 0:
+		timeout = 1 // ms, a pauseWindow
 	}
 	w.reader.Offline()
 	n, err := unix.EpollWait(w.epoll, w.events[:], timeout)
@@ -104,12 +115,47 @@ func (w *worker) wait() []unix.EpollEvent {
 		}
 	}
 	w.again = w.again[:0]
+	if len(w.paused) > 0 {
+		w.resume()
+	}
 	return w.ready
+}
+
+// pausedQueue is a receive queue that isn't polled for the rest of its window.
+type pausedQueue struct {
+	ev    unix.EpollEvent
+	ps    *portState
+	until int64
+}
+
+// pause stops polling the queue: a level-triggered descriptor would report it again and again.
+func (w *worker) pause(ev unix.EpollEvent) {
+	w.paused = append(w.paused, pausedQueue{ev, w.in, w.in.limits[w.id].recent.began + pauseWindow})
+	w.interest(w.in.rx[ev.Pad], ev, 0)
+}
+
+// resume polls the queues again whose window is over. Those of ports that are gone were unpolled by Detach,
+// which waits for us before their descriptors are closed.
+func (w *worker) resume() {
+	now, snap := w.sw.now().UnixNano(), w.sw.snapshot.Load()
+	w.paused = slices.DeleteFunc(w.paused, func(p pausedQueue) bool {
+		if now < p.until && p.until-now <= pauseWindow {
+			return false
+		}
+		if snap.port(p.ps.id) == p.ps {
+			w.interest(p.ps.rx[p.ev.Pad], p.ev, unix.EPOLLIN)
+		}
+		return true
+	})
+}
+
+func (w *worker) interest(q port.RxQueue, ev unix.EpollEvent, events uint32) {
+	ev.Events = events
+	_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_MOD, q.FD(), &ev) // fails for a device that is gone, unpolled before
 }
 
 // inject runs frames that the switch itself made through the same stages.
 func (w *worker) inject(f *frame.Frame) {
-	w.snap = w.sw.snapshot.Load()
 	w.in = w.snap.ports[port.Local]
 	w.st = &w.in.stats[w.id]
 	w.burst.Reset()

@@ -53,7 +53,7 @@ func (n *node) start(t *testing.T) (stop func()) {
 	m, err := attach.Open(attach.Config{
 		StateDir: filepath.Join(n.dir, "state"), VNI: 1, MTU: func() int { return 1430 }, Log: quiet,
 		Subnets:  []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
-		Publish:  func(attach.Attachment, *port.TAP) error { return nil },
+		Publish:  func(attach.Attachment, port.Port) error { return nil },
 		Withdraw: func(context.Context, attach.Attachment) error { return nil },
 	})
 	if err != nil {

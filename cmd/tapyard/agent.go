@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -74,6 +76,7 @@ type agent struct {
 	controller *control.Controller
 	pods       *attach.Manager
 	peers      *static.File
+	fixedMTU   int            // as configured; 0 follows the underlay
 	hup        chan os.Signal // reload the peers file; in mode l2 nobody listens
 	ready      bool
 	closers    []func() error
@@ -100,13 +103,16 @@ func (a *agent) start(ctx context.Context) error {
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}
-	mtu, err := a.overlayMTU()
+	a.fixedMTU = a.cfg.MTU
+	mtu, tunnelMTU, err := a.overlayMTU()
 	if err != nil {
 		return err
 	}
 	a.cfg.MTU, a.cfg.Workers = mtu, a.cfg.workers() // from here on, and for `show config`, what is in force
 	a.node = a.cfg.node(mtu)
-	if a.sw, err = vswitch.New(vswitch.Config{Workers: a.cfg.workers(), Log: a.log}); err != nil {
+	a.node.TunnelMTU = tunnelMTU
+	if a.sw, err = vswitch.New(vswitch.Config{Workers: a.cfg.workers(), Log: a.log,
+		Ageing: time.Duration(a.cfg.Ageing) * time.Second}); err != nil {
 		return err
 	}
 	a.closers = append(a.closers, a.stopSwitch)
@@ -117,6 +123,11 @@ func (a *agent) start(ctx context.Context) error {
 	}
 	if err := a.sw.AddNetwork(network); err != nil {
 		return err
+	}
+	for _, n := range a.cfg.Networks {
+		if err := a.sw.AddNetwork(vswitch.Network{VNI: n.VNI, Stretched: n.L2 == l2Stretched}); err != nil {
+			return fmt.Errorf("network %s: %w", n.Name, err)
+		}
 	}
 	var links control.Links
 	if a.cfg.Mode == modeRouted {
@@ -137,19 +148,18 @@ func (a *agent) start(ctx context.Context) error {
 	return nil
 }
 
-// overlayMTU is the configured MTU, or what the underlay leaves.
-func (a *agent) overlayMTU() (int, error) {
-	switch {
-	case a.cfg.MTU != 0:
-		return a.cfg.MTU, nil
-	case a.cfg.Mode == modeL2:
-		return 1500, nil // Ethernet's, IEEE 802.3
+// overlayMTU returns the MTU of pods, which is the configured one or what the underlay leaves, and that of
+// tunnels, which is always the latter.
+func (a *agent) overlayMTU() (pods, tunnel int, err error) {
+	if a.cfg.Mode == modeL2 {
+		return cmp.Or(a.fixedMTU, 1500), 0, nil // Ethernet's, IEEE 802.3
 	}
 	underlay, err := attach.MTUOf(a.cfg.Underlay[0])
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return underlay - a.cfg.overhead(), nil
+	tunnel = underlay - a.cfg.overhead()
+	return cmp.Or(a.fixedMTU, tunnel), tunnel, nil
 }
 
 // link attaches the host and the tunnel, and makes the gateway known to pods.
@@ -161,7 +171,7 @@ func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 	a.closers = append(a.closers, a.host.TAP.Close)
 	a.vteps = new(encap.VTEPTable)
 	links.HostMAC, links.VTEPs = a.host.MAC, a.vteps
-	if links.Host, err = a.sw.Attach(a.host.TAP, vswitch.RoleHost, a.cfg.VNI); err != nil {
+	if links.Host, err = a.sw.Attach(a.host.TAP, vswitch.PortConfig{Role: vswitch.RoleHost, VNI: a.cfg.VNI}); err != nil {
 		return links, err
 	}
 	tunnel, err := encap.Open(encap.Config{Name: "vxlan", Local: a.cfg.Underlay[0], Port: a.cfg.Port,
@@ -170,9 +180,10 @@ func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 		return links, err
 	}
 	a.closers = append(a.closers, tunnel.Close)
-	if links.Tunnel, err = a.sw.Attach(tunnel, vswitch.RoleTunnel, a.cfg.VNI); err != nil {
+	if links.Tunnel, err = a.sw.Attach(tunnel, vswitch.PortConfig{Role: vswitch.RoleTunnel, BUM: a.cfg.BUMLimit}); err != nil {
 		return links, err
 	}
+	a.sw.LearnFreely(links.Tunnel)
 	own := append(append([]netip.Addr(nil), network.Gateways...), network.Locals...)
 	return links, a.sw.AddNeighbors(a.cfg.VNI, port.Local, a.node.RouterMAC, own)
 }
@@ -204,7 +215,7 @@ func (a *agent) apply(s control.State) error {
 func (a *agent) restorePods(ctx context.Context) (err error) {
 	a.pods, err = attach.Open(attach.Config{
 		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
-		MTU: func() int { return a.node.MTU }, L2: a.cfg.Mode == modeL2, Log: a.log,
+		MTU: func() int { return a.node.MTU }, L2: a.cfg.Mode == modeL2, Networks: a.networks(), Log: a.log,
 		Publish:  a.controller.AddPod,
 		Withdraw: a.controller.RemovePod,
 	})
@@ -213,6 +224,13 @@ func (a *agent) restorePods(ctx context.Context) (err error) {
 	}
 	a.closers = append(a.closers, a.pods.Close)
 	return a.pods.Restore(ctx)
+}
+
+func (a *agent) networks() (networks []attach.Network) {
+	for _, n := range a.cfg.Networks {
+		networks = append(networks, attach.Network{Name: n.Name, VNI: n.VNI, Subnets: n.Subnets, Ranges: n.Ranges})
+	}
+	return networks
 }
 
 // serve answers on the sockets, follows the peers file and waits for the end.

@@ -42,13 +42,47 @@ type config struct {
 	Port       uint16         `yaml:"port" json:"port"`
 	MTU        int            `yaml:"mtu" json:"mtu"`
 	Workers    int            `yaml:"workers" json:"workers"`
-	LogLevel   slog.Level     `yaml:"logLevel" json:"logLevel"`
+
+	PortType    string          `yaml:"portType" json:"portType"`
+	Uplink      string          `yaml:"uplink" json:"uplink"`
+	Networks    []networkConfig `yaml:"networks" json:"networks"`
+	SourceGuard bool            `yaml:"sourceGuard" json:"sourceGuard"`
+	Masquerade  bool            `yaml:"masquerade" json:"masquerade"`
+	Ageing      int             `yaml:"ageing" json:"ageing"` // seconds
+	BUMLimit    int             `yaml:"bumLimit" json:"bumLimit"`
+
+	LogLevel slog.Level `yaml:"logLevel" json:"logLevel"`
 }
+
+// networkConfig is a further network of the node: an L2 segment with a VNI of its own, which the key
+// "network" of a conflist selects. It is a key of the file only.
+type networkConfig struct {
+	Name    string         `yaml:"name" json:"name"`
+	VNI     uint32         `yaml:"vni" json:"vni"`
+	L2      string         `yaml:"l2" json:"l2"`
+	Subnets []netip.Prefix `yaml:"subnets" json:"subnets"`
+	Ranges  []netip.Prefix `yaml:"ranges" json:"ranges"` // of subnets: what this node gives out
+	Uplink  string         `yaml:"uplink" json:"uplink"`
+}
+
+// How pods are connected.
+const (
+	portTAP  = "tap"
+	portVeth = "veth"
+)
+
+// The kinds of a further network's L2 segment.
+const (
+	l2Local     = "local"
+	l2Stretched = "stretched"
+)
 
 func defaults() config {
 	name, _ := os.Hostname() // an empty name is refused below
 	return config{
 		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort,
+		PortType: portTAP, SourceGuard: true, Masquerade: true,
+		Ageing: int(vswitch.DefaultAgeing.Seconds()), BUMLimit: vswitch.DefaultBUM,
 		PeersFile: "/etc/tapyard/peers.yaml", RunDir: "/run/tapyard", StateDir: "/var/lib/tapyard",
 	}
 }
@@ -114,6 +148,12 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.Uint16Var(&c.Port, "port", c.Port, "UDP port of the tunnels")
 	f.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods; 0: the underlay's less the encapsulation")
 	f.IntVar(&c.Workers, "workers", c.Workers, "threads that move frames; 0: one per core, at most 4")
+	f.StringVar(&c.PortType, "port-type", c.PortType, "how pods are connected: tap, or veth, read by AF_PACKET")
+	f.StringVar(&c.Uplink, "uplink", c.Uplink, "in mode l2: an interface that joins the segment, such as eth1")
+	f.BoolVar(&c.SourceGuard, "source-guard", c.SourceGuard, "drop what pods send from MACs and addresses that they were not given")
+	f.BoolVar(&c.Masquerade, "masquerade", c.Masquerade, "have nftables masquerade what pods send to the world, and switch on forwarding")
+	f.IntVar(&c.Ageing, "ageing", c.Ageing, "seconds after which a learned MAC that sends nothing is forgotten; 0: never")
+	f.IntVar(&c.BUMLimit, "bum-limit", c.BUMLimit, "broadcast, unknown-destination and multicast frames a second that a port may send; 0: no limit")
 	f.Var(text[slog.Level]{&c.LogLevel, parseLevel}, "log-level", "debug, info, warn or error")
 }
 
@@ -176,17 +216,86 @@ func (c *config) check() error {
 	if max := len("/run/netns") * 9; len(filepath.Join(c.RunDir, "admin.sock")) > max {
 		bad("runDir %s: too long for a unix socket's path", c.RunDir)
 	}
+	if c.PortType != portTAP && c.PortType != portVeth {
+		bad("portType %q: %s or %s", c.PortType, portTAP, portVeth)
+	}
+	if c.Ageing < 0 || c.Ageing > 1000000 {
+		bad("ageing %d: seconds, 0 (never) or 1 to 1000000 (IEEE 802.1Q table 8-11)", c.Ageing)
+	}
+	if c.BUMLimit < 0 {
+		bad("bumLimit %d: frames per second, or 0 for no limit", c.BUMLimit)
+	}
+	errs = append(errs, c.checkNetworks()...)
 	switch c.Mode {
 	case modeL2:
+		if len(c.Networks) > 0 {
+			bad("mode l2 has one network, without tunnels; remove networks or use mode %s", modeRouted)
+		}
 		if len(c.PodSubnets) > 0 {
 			bad("mode l2 gives out no addresses; remove podSubnets or use mode %s", modeRouted)
 		}
 	case modeRouted:
+		if c.Uplink != "" {
+			bad("uplink %s: in mode %s pods are routed; use mode l2, or give the uplink to one of networks", c.Uplink, modeRouted)
+		}
 		errs = append(errs, c.checkRouted()...)
 	default:
 		bad("mode %q: %s or %s", c.Mode, modeRouted, modeL2)
 	}
 	return errors.Join(errs...)
+}
+
+// checkNetworks checks the further networks by themselves and against each other and the pods' own.
+func (c *config) checkNetworks() (errs []error) {
+	vnis := map[uint32]string{c.VNI: "the node's own network (vni)"}
+	names, uplinks := map[string]bool{}, map[string]string{}
+	for i := range c.Networks {
+		n := &c.Networks[i]
+		bad := func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf("configuration: networks[%d] %q: "+format, append([]any{i, n.Name}, args...)...))
+		}
+		if n.Name == "" || names[n.Name] {
+			bad("a network needs a name of its own; conflists select it by \"network\"")
+		}
+		if other := vnis[n.VNI]; other != "" {
+			bad("vni %d is that of %s already", n.VNI, other)
+		}
+		if n.VNI >= 1<<24 {
+			bad("vni %d: at most %d (24 bits)", n.VNI, 1<<24-1)
+		}
+		if n.L2 != l2Local && n.L2 != l2Stretched {
+			bad("l2 %q: %s, or %s (one segment with the peers)", n.L2, l2Local, l2Stretched)
+		}
+		if other := uplinks[n.Uplink]; n.Uplink != "" && other != "" {
+			bad("uplink %s is that of %s already", n.Uplink, other)
+		}
+		names[n.Name], vnis[n.VNI], uplinks[n.Uplink] = true, "network "+n.Name, "network "+n.Name
+		for _, err := range c.checkNetworkSubnets(n) {
+			bad("%w", err)
+		}
+	}
+	return errs
+}
+
+func (c *config) checkNetworkSubnets(n *networkConfig) (errs []error) {
+	if n.L2 == l2Stretched && len(n.Ranges) != len(n.Subnets) {
+		errs = append(errs, errors.New("ranges: one per subnet: what this node gives out of a segment that the peers share"))
+	}
+	for _, s := range n.Subnets {
+		for _, p := range c.PodSubnets {
+			if s.Overlaps(p) {
+				errs = append(errs, fmt.Errorf("subnet %s overlaps podSubnets %s", s, p))
+			}
+		}
+		for i := range c.Networks {
+			for _, o := range c.Networks[i].Subnets {
+				if other := &c.Networks[i]; other != n && s.Overlaps(o) {
+					errs = append(errs, fmt.Errorf("subnet %s overlaps %s of network %q", s, o, other.Name))
+				}
+			}
+		}
+	}
+	return errs
 }
 
 func (c *config) checkRouted() (errs []error) {
@@ -226,9 +335,15 @@ func (c *config) workers() int {
 }
 
 func (c *config) node(mtu int) control.Node {
-	n := control.Node{Name: c.Name, VNI: c.VNI, PodSubnets: c.PodSubnets, Underlay: c.Underlay, MTU: mtu}
+	n := control.Node{Name: c.Name, VNI: c.VNI, PodSubnets: c.PodSubnets, Underlay: c.Underlay, MTU: mtu,
+		Guard: c.SourceGuard, BUM: c.BUMLimit}
 	if c.Mode == modeRouted {
 		n.RouterMAC = wire.RouterMAC(c.Name)
+	}
+	for _, net := range c.Networks {
+		if net.L2 == l2Stretched {
+			n.Stretched = append(n.Stretched, net.VNI)
+		}
 	}
 	return n
 }

@@ -5,6 +5,7 @@
 package ipam
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -31,6 +32,43 @@ type Pool struct {
 	prev   netip.Addr // the search begins behind it
 }
 
+// NewRange makes a pool of the part of a subnet that is this node's to give, when several nodes share one
+// segment. An address that is reserved in the subnet is not given out either.
+func NewRange(subnet, part netip.Prefix) (*Pool, error) {
+	p, err := New(subnet)
+	if err != nil {
+		return nil, err
+	}
+	if part != part.Masked() || part.Bits() < subnet.Bits() || !subnet.Contains(part.Addr()) {
+		return nil, fmt.Errorf("range %v: want a prefix without host bits inside of subnet %v", part, subnet)
+	}
+	if first := part.Addr(); p.first.Less(first) {
+		p.first = first
+	}
+	if last := lastOf(part); last.Less(p.last) {
+		p.last = last
+	}
+	if p.last.Less(p.first) {
+		return nil, fmt.Errorf("range %v has no address for a pod beside those that subnet %v reserves", part, subnet)
+	}
+	p.prev, p.size = p.last, distance(p.first, p.last)
+	return p, nil
+}
+
+// distance returns how many addresses lie from a to b, both included; 2^64 and above become the highest
+// number there is.
+func distance(a, b netip.Addr) uint64 {
+	x, y := a.As16(), b.As16()
+	if [8]byte(x[:8]) != [8]byte(y[:8]) {
+		return math.MaxUint64
+	}
+	n := binary.BigEndian.Uint64(y[8:]) - binary.BigEndian.Uint64(x[8:])
+	if n == math.MaxUint64 {
+		return n
+	}
+	return n + 1
+}
+
 // New makes a pool of an IPv4 subnet of /29 or shorter, or an IPv6 one of /126 or shorter. The prefix must
 // have no host bits.
 func New(subnet netip.Prefix) (*Pool, error) {
@@ -44,16 +82,15 @@ func New(subnet netip.Prefix) (*Pool, error) {
 	for range reserved {
 		first = first.Next()
 	}
-	last, excluded := lastOf(subnet), uint64(reserved)
+	last := lastOf(subnet)
 	if subnet.Addr().Is4() {
 		last = last.Prev() // the broadcast address
-		excluded++
 	}
 	if !first.IsValid() || !subnet.Contains(first) || last.Less(first) {
 		return nil, fmt.Errorf("pod subnet %v has no address for a pod: use /29 or shorter for IPv4, /126 or shorter for IPv6", subnet)
 	}
 	return &Pool{
-		subnet: subnet, first: first, last: last, size: count(subnet) - excluded,
+		subnet: subnet, first: first, last: last, size: distance(first, last),
 		owners: map[netip.Addr]string{}, addrs: map[string]netip.Addr{}, prev: last,
 	}, nil
 }
@@ -66,15 +103,6 @@ func lastOf(p netip.Prefix) netip.Addr {
 	}
 	a, _ := netip.AddrFromSlice(b)
 	return a
-}
-
-// count returns the number of addresses in a prefix; 2^64 and above become the highest number there is.
-func count(p netip.Prefix) uint64 {
-	hostBits := p.Addr().BitLen() - p.Bits()
-	if hostBits >= 64 {
-		return math.MaxUint64
-	}
-	return 1 << hostBits
 }
 
 // Subnet returns the prefix that the pool was made of.

@@ -10,7 +10,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"tapyard/cniplugin/ipam"
 	"tapyard/cniplugin/podapi"
 	"tapyard/switch/port"
 )
@@ -125,18 +124,7 @@ func (t *addition) inspect() (err error) {
 func (t *addition) allocate() error {
 	key := t.a.Key()
 	t.onUndo(func() error { t.m.release(key); return nil })
-	for _, p := range t.m.pools {
-		addr, err := p.Allocate(key)
-		if errors.Is(err, ipam.ErrExhausted) {
-			return errors.Join(&podapi.Error{Code: podapi.CodeTryAgain, Msg: "try again later"}, err)
-		}
-		if err != nil {
-			return err
-		}
-		t.a.Addresses = append(t.a.Addresses, addr)
-		t.a.Gateways = append(t.a.Gateways, p.Gateway())
-	}
-	return nil
+	return t.m.networkOf(t.a.VNI).allocate(&t.a)
 }
 
 // create makes the device in the agent's namespace: a descriptor opened in the pod's would keep that

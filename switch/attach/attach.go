@@ -24,7 +24,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tapyard/cniplugin/ipam"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
@@ -42,7 +41,7 @@ type Attachment struct {
 	BootID    string         `json:"bootID"` // of the kernel; inodes begin anew with each boot
 	MAC       wire.MAC       `json:"mac"`
 	Addresses []netip.Prefix `json:"addresses"` // with their subnets' lengths; none in L2 mode
-	Gateways  []netip.Addr   `json:"gateways"`  // one per address
+	Gateways  []netip.Addr   `json:"gateways"`  // one per address, or none in a network without routes
 	MTU       int            `json:"mtu"`       // bytes, without the Ethernet header
 	VNI       uint32         `json:"vni"`
 	Created   time.Time      `json:"created"`
@@ -70,10 +69,11 @@ type Config struct {
 	VNI      uint32
 	MTU      func() int // of a new pod, in bytes
 	L2       bool       // pods get a device without addresses and routes
+	Networks []Network
 	Log      *slog.Logger
 	// Publish makes the switch serve the attachment. The TAP stays the Manager's: neither callback closes
 	// it. An error means that nothing was published.
-	Publish func(Attachment, *port.TAP) error
+	Publish func(Attachment, port.Port) error
 	// Withdraw takes the attachment out of the switch and returns when no worker can touch its TAP any more.
 	Withdraw func(context.Context, Attachment) error
 }
@@ -81,13 +81,13 @@ type Config struct {
 // Manager attaches and detaches. Its methods may be called from any goroutine, Restore before the others
 // and Close after them.
 type Manager struct {
-	cfg    Config
-	bootID string
-	prefix string // of temporary device names in the agent's namespace; our own among agents that share it
-	serial atomic.Uint32
-	pools  []*ipam.Pool
-	store  *store
-	locks  keyLocks
+	cfg      Config
+	bootID   string
+	prefix   string // of temporary device names in the agent's namespace; our own among agents that share it
+	serial   atomic.Uint32
+	networks []*network // the node's own first
+	store    *store
+	locks    keyLocks
 
 	mu      sync.Mutex
 	entries map[string]*entry // by Key
@@ -107,7 +107,7 @@ const lockWait = 2 * time.Second
 // addresses. No pod is touched before Restore.
 func Open(cfg Config) (*Manager, error) {
 	m := &Manager{cfg: cfg, entries: map[string]*entry{}, prefix: tmpPrefix(cfg.StateDir)}
-	if err := m.makePools(); err != nil {
+	if err := m.makeNetworks(); err != nil {
 		return nil, err
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -130,33 +130,6 @@ func tmpPrefix(stateDir string) string {
 	return "tytmp" + hex.EncodeToString(sum[:2])
 }
 
-func (m *Manager) makePools() error {
-	if m.cfg.L2 != (len(m.cfg.Subnets) == 0) {
-		return fmt.Errorf("pod subnets %v: routed mode needs at least one, L2 mode none ('podSubnets', 'mode')", m.cfg.Subnets)
-	}
-	for _, s := range m.cfg.Subnets {
-		p, err := ipam.New(s)
-		if err != nil {
-			return err
-		}
-		if same := m.pool(p.Gateway()); same != nil {
-			return fmt.Errorf("pod subnets %v and %v are of one address family; a node has one of each", same.Subnet(), s)
-		}
-		m.pools = append(m.pools, p)
-	}
-	return nil
-}
-
-// pool returns the pool of the address's family, or nil.
-func (m *Manager) pool(a netip.Addr) *ipam.Pool {
-	for _, p := range m.pools {
-		if p.Gateway().Is4() == a.Is4() {
-			return p
-		}
-	}
-	return nil
-}
-
 // load reads the records, oldest first, as ipam wants its claims.
 func (m *Manager) load() error {
 	records, unreadable, err := m.store.load()
@@ -170,25 +143,6 @@ func (m *Manager) load() error {
 		m.entries[a.Key()] = &entry{a: a, fail: m.claim(a)}
 	}
 	return nil
-}
-
-func (m *Manager) claim(a Attachment) error {
-	for _, addr := range a.Addresses {
-		p := m.pool(addr.Addr())
-		if p == nil || p.Subnet() != addr.Masked() {
-			return fmt.Errorf("its address %v is in none of the pod subnets %v: create the pod anew, or set 'podSubnets' back", addr, m.cfg.Subnets)
-		}
-		if err := p.Claim(addr.Addr(), a.Key()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (m *Manager) release(key string) {
-	for _, p := range m.pools {
-		p.Release(key)
-	}
 }
 
 // List returns the published attachments, oldest first.

@@ -26,6 +26,7 @@ func (m *Manager) Handle(ctx context.Context, req *podapi.Request, netns int) (j
 func (m *Manager) handleAdd(ctx context.Context, r Request, stdin []byte) (json.RawMessage, error) {
 	var conf struct {
 		CNIVersion string `json:"cniVersion"`
+		Network    string `json:"network"`
 	}
 	if err := json.Unmarshal(stdin, &conf); err != nil {
 		return nil, podapi.Errorf(podapi.CodeDecode, "decode the network configuration: %v", err)
@@ -34,6 +35,7 @@ func (m *Manager) handleAdd(ctx context.Context, r Request, stdin []byte) (json.
 	if _, err := result(Attachment{}, conf.CNIVersion); err != nil {
 		return nil, err
 	}
+	r.Network = conf.Network
 	a, err := m.Add(ctx, r)
 	if err != nil {
 		return nil, err
@@ -49,9 +51,12 @@ func result(a Attachment, cniVersion string) (json.RawMessage, error) {
 	}
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Interfaces: []*types100.Interface{dev}}
 	for i, addr := range a.Addresses {
-		gw := a.Gateways[i].AsSlice()
-		r.IPs = append(r.IPs, &types100.IPConfig{Interface: types100.Int(0), Address: *ipNet(addr), Gateway: gw})
-		r.Routes = append(r.Routes, &types.Route{Dst: *ipNet(defaultOf(a.Gateways[i])), GW: gw})
+		ip := &types100.IPConfig{Interface: types100.Int(0), Address: *ipNet(addr)}
+		r.IPs = append(r.IPs, ip)
+		if i < len(a.Gateways) {
+			ip.Gateway = a.Gateways[i].AsSlice()
+			r.Routes = append(r.Routes, &types.Route{Dst: *ipNet(defaultOf(a.Gateways[i])), GW: ip.Gateway})
+		}
 	}
 	versioned, err := r.GetAsVersion(cniVersion)
 	if err != nil {

@@ -83,7 +83,7 @@ func (n *node) restart(t *testing.T) {
 	}
 }
 
-func (n *node) publish(a Attachment, tap *port.TAP) error {
+func (n *node) publish(a Attachment, p port.Port) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.fail != nil {
@@ -92,7 +92,7 @@ func (n *node) publish(a Attachment, tap *port.TAP) error {
 	if n.taps[a.Key()] != nil {
 		return errors.New("published twice")
 	}
-	n.taps[a.Key()] = tap
+	n.taps[a.Key()] = p.(*port.TAP)
 	return nil
 }
 
@@ -233,7 +233,7 @@ func (n *node) assertNothing(t *testing.T, pods ...*nstest.NS) {
 	if len(n.entries) > 0 || len(n.taps) > 0 || len(n.locks.byKey) > 0 {
 		t.Errorf("entries %v, published %v, locks %v", n.entries, n.taps, n.locks.byKey)
 	}
-	for _, p := range n.pools {
+	for _, p := range n.networks[0].pools {
 		n.assertAllFree(t, p.Subnet())
 	}
 	for _, ns := range pods {
@@ -249,7 +249,7 @@ func (n *node) assertAllFree(t *testing.T, subnet netip.Prefix) {
 	a := subnet.Addr().Next().Next()
 	for range 64 {
 		a = a.Next()
-		p := n.pool(a)
+		p := n.networks[0].pool(a)
 		if err := p.Claim(a, "probe"); err != nil {
 			t.Error(err)
 		}
@@ -304,7 +304,7 @@ func agentMain(dir string) {
 	quiet := slog.New(slog.DiscardHandler)
 	m, err := Open(Config{
 		StateDir: dir, Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 }, Log: quiet,
-		Publish:  func(Attachment, *port.TAP) error { return nil },
+		Publish:  func(Attachment, port.Port) error { return nil },
 		Withdraw: func(context.Context, Attachment) error { return nil },
 	})
 	if err == nil {

@@ -3,7 +3,6 @@ package attach
 import (
 	"crypto/sha256"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -18,6 +17,7 @@ type Request struct {
 	NetnsPath   string // CNI_NETNS; DEL does without
 	NetnsFD     int    // the same, open, or -1; stays the caller's
 	Args        string // CNI_ARGS
+	Network     string // which of the node's networks; "" is its own
 }
 
 func (r Request) key() string { return r.ContainerID + "/" + r.IfName }
@@ -38,14 +38,18 @@ func (m *Manager) describe(req Request) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, err
 	}
+	network, err := m.networkNamed(req.Network)
+	if err != nil {
+		return Attachment{}, err
+	}
 	mtu := m.cfg.MTU()
-	if mtu < minMTU && m.pool(netip.IPv6Unspecified()) != nil {
+	if mtu < minMTU && network.hasIPv6() {
 		return Attachment{}, fmt.Errorf("an MTU of %d leaves less than the %d bytes that IPv6 needs; set 'mtu', or raise the underlay's", mtu, minMTU)
 	}
 	return Attachment{
 		ContainerID: req.ContainerID, IfName: req.IfName, Name: name,
 		NetnsPath: req.NetnsPath, NetnsDev: id.dev, NetnsIno: id.ino, BootID: m.bootID,
-		MAC: stableMAC(req), MTU: mtu, VNI: m.cfg.VNI, Created: time.Now().UTC(),
+		MAC: stableMAC(req), MTU: mtu, VNI: network.vni, Created: time.Now().UTC(),
 	}, nil
 }
 

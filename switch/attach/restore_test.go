@@ -60,10 +60,10 @@ func TestRestore(t *testing.T) {
 	n.assertConnected(t, kept, a)
 	n.assertConnected(t, stripped, b)
 	// The gone pod's address is free, but comes last.
-	if err := n.pools[0].Claim(gone.Addrs()[0], "probe"); err != nil {
+	if err := n.networks[0].pools[0].Claim(gone.Addrs()[0], "probe"); err != nil {
 		t.Error(err)
 	}
-	n.pools[0].Release("probe")
+	n.networks[0].pools[0].Release("probe")
 	n.del(t, reqFor(kept, "kept"))
 	n.del(t, reqFor(stripped, "stripped"))
 	n.assertNothing(t, kept, stripped)

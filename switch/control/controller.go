@@ -34,13 +34,19 @@ type Controller struct {
 	mu     sync.Mutex
 	state  State
 	routes map[netip.Prefix]vswitch.Adjacency // from the state
-	ports  map[podKey]port.ID
+	pods   map[podKey]pod
+}
+
+// pod is an attachment at its port.
+type pod struct {
+	id port.ID
+	a  attach.Attachment
 }
 
 // New returns a controller for a node; l2 nodes have no links and no state.
 func New(sw *vswitch.Switch, node Node, links Links) *Controller {
 	return &Controller{sw: sw, node: node, links: links,
-		routes: map[netip.Prefix]vswitch.Adjacency{}, ports: map[podKey]port.ID{}}
+		routes: map[netip.Prefix]vswitch.Adjacency{}, pods: map[podKey]pod{}}
 }
 
 // Apply validates the state and brings the switch to it, or changes nothing and says what is wrong. Peers
@@ -48,6 +54,10 @@ func New(sw *vswitch.Switch, node Node, links Links) *Controller {
 func (c *Controller) Apply(s State) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.apply(s)
+}
+
+func (c *Controller) apply(s State) error {
 	if err := s.Validate(&c.node); err != nil {
 		return err
 	}
@@ -60,7 +70,41 @@ func (c *Controller) Apply(s State) error {
 		return errors.Join(err, c.links.VTEPs.Set(old))
 	}
 	c.state, c.routes = s, routes
-	return c.links.VTEPs.Set(peers)
+	return errors.Join(c.flood(peers), c.links.VTEPs.Set(peers))
+}
+
+// flood makes the peers the flood list of each stretched network, and forgets the stations of those that
+// have left.
+func (c *Controller) flood(peers []encap.Peer) error {
+	var list []uint32
+	for _, p := range peers {
+		list = append(list, c.links.VTEPs.LookupName(p.Name).Index)
+	}
+	var errs []error
+	for _, vni := range c.node.Stretched {
+		errs = append(errs, c.sw.SetFlood(vni, list))
+	}
+	for _, p := range c.links.VTEPs.Peers() {
+		if !slices.Contains(list, p.Index) {
+			c.sw.ForgetPeer(c.links.Tunnel, p.Index)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// SetMTU changes the MTU of pods and host, and what tunnels carry, both in bytes. Pods attached later bring
+// their own.
+func (c *Controller) SetMTU(pods, tunnel int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.node.MTU, c.node.TunnelMTU = pods, tunnel
+	var errs []error
+	for key, p := range c.pods {
+		p.a.MTU = pods
+		c.pods[key] = p
+		errs = append(errs, c.routePod(&p))
+	}
+	return errors.Join(append(errs, c.apply(c.state))...)
 }
 
 // State returns what was applied last.
@@ -133,7 +177,7 @@ func (c *Controller) compilePeer(routes map[netip.Prefix]vswitch.Adjacency, p *P
 	if p.Name == c.node.Name {
 		return
 	}
-	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, Tunnel: true, MTU: uint16(c.node.MTU),
+	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, Tunnel: true, MTU: uint16(c.node.TunnelMTU),
 		DstMAC: p.RouterMAC(), SrcMAC: c.node.RouterMAC,
 		Dest: port.Dest{Port: c.links.Tunnel, Peer: c.links.VTEPs.LookupName(p.Name).Index}}
 	for _, prefix := range p.PodSubnets {
@@ -163,8 +207,13 @@ func diff(from, to map[netip.Prefix]vswitch.Adjacency) []vswitch.RouteChange {
 }
 
 // AddPod connects a pod: its port, then its MAC and addresses, then the routes to it.
-func (c *Controller) AddPod(a attach.Attachment, tap *port.TAP) (err error) {
-	id, err := c.sw.Attach(tap, vswitch.RoleAccess, a.VNI)
+func (c *Controller) AddPod(a attach.Attachment, p port.Port) (err error) {
+	addrs := a.Addrs()
+	cfg := vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: a.VNI, BUM: c.node.BUM}
+	if c.node.Guard && len(addrs) > 0 { // whoever brings his own addresses can't be held to ours
+		cfg.Guard = &vswitch.Station{MAC: a.MAC, Addrs: addrs}
+	}
+	id, err := c.sw.Attach(p, cfg)
 	if err != nil {
 		return err
 	}
@@ -173,18 +222,28 @@ func (c *Controller) AddPod(a attach.Attachment, tap *port.TAP) (err error) {
 			err = errors.Join(err, c.detach(context.Background(), id))
 		}
 	}()
-	addrs := a.Addrs()
 	if err := c.sw.AddStation(a.VNI, id, a.MAC, addrs); err != nil {
 		return fmt.Errorf("pod %s: %w", a.Name, err)
 	}
-	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, MTU: uint16(a.MTU), DstMAC: a.MAC,
-		SrcMAC: c.node.RouterMAC, Dest: port.Dest{Port: id}}
-	if err := c.sw.UpdateRoutes(a.VNI, hostRoutes(addrs, &adj)); err != nil {
-		return fmt.Errorf("pod %s: %w", a.Name, err)
+	if err := c.routePod(&pod{id, a}); err != nil {
+		return err
 	}
 	c.mu.Lock()
-	c.ports[keyOf(a)] = id
+	c.pods[keyOf(a)] = pod{id, a}
 	c.mu.Unlock()
+	return nil
+}
+
+// routePod routes to the pod, if its network is the one with routes.
+func (c *Controller) routePod(p *pod) error {
+	if p.a.VNI != c.node.VNI {
+		return nil
+	}
+	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, MTU: uint16(p.a.MTU), DstMAC: p.a.MAC,
+		SrcMAC: c.node.RouterMAC, Dest: port.Dest{Port: p.id}}
+	if err := c.sw.UpdateRoutes(p.a.VNI, hostRoutes(p.a.Addrs(), &adj)); err != nil {
+		return fmt.Errorf("pod %s: %w", p.a.Name, err)
+	}
 	return nil
 }
 
@@ -192,19 +251,21 @@ func (c *Controller) AddPod(a attach.Attachment, tap *port.TAP) (err error) {
 // after an error it may be called again.
 func (c *Controller) RemovePod(ctx context.Context, a attach.Attachment) error {
 	c.mu.Lock()
-	id, known := c.ports[keyOf(a)]
+	p, known := c.pods[keyOf(a)]
 	c.mu.Unlock()
 	if !known {
 		return nil
 	}
-	if err := c.sw.UpdateRoutes(a.VNI, hostRoutes(a.Addrs(), nil)); err != nil {
-		return fmt.Errorf("pod %s: %w", a.Name, err)
+	if a.VNI == c.node.VNI {
+		if err := c.sw.UpdateRoutes(a.VNI, hostRoutes(a.Addrs(), nil)); err != nil {
+			return fmt.Errorf("pod %s: %w", a.Name, err)
+		}
 	}
-	if err := c.detach(ctx, id); err != nil {
+	if err := c.detach(ctx, p.id); err != nil {
 		return err
 	}
 	c.mu.Lock()
-	delete(c.ports, keyOf(a))
+	delete(c.pods, keyOf(a))
 	c.mu.Unlock()
 	return nil
 }

@@ -26,10 +26,10 @@ func newController(t *testing.T) (*Controller, *vswitch.Switch) {
 		t.Fatal(err)
 	}
 	links := Links{VTEPs: new(encap.VTEPTable)}
-	if links.Host, err = sw.Attach(porttest.New("tapyard0", 0), vswitch.RoleHost, node.VNI); err != nil {
+	if links.Host, err = sw.Attach(porttest.New("tapyard0", 0), vswitch.PortConfig{Role: vswitch.RoleHost, VNI: node.VNI}); err != nil {
 		t.Fatal(err)
 	}
-	if links.Tunnel, err = sw.Attach(porttest.New("vxlan", 0), vswitch.RoleTunnel, node.VNI); err != nil {
+	if links.Tunnel, err = sw.Attach(porttest.New("vxlan", 0), vswitch.PortConfig{Role: vswitch.RoleTunnel, VNI: node.VNI}); err != nil {
 		t.Fatal(err)
 	}
 	return New(sw, *node, links), sw

@@ -50,7 +50,11 @@ type Node struct {
 	PodSubnets []netip.Prefix
 	Underlay   []netip.Addr // the first one is the tunnels' end
 	RouterMAC  wire.MAC
-	MTU        int // of the overlay
+	MTU        int      // of pods and of the host's device
+	TunnelMTU  int      // what a tunnel carries: the underlay's MTU less the encapsulation
+	Stretched  []uint32 // VNIs of the networks that are one segment with the peers'
+	Guard      bool     // pods may only send from what they were given
+	BUM        int      // broadcast, unknown-destination and multicast frames a second that a port may send
 }
 
 // claim is an address range with its owner's name, for messages that name both sides.

@@ -44,6 +44,7 @@ const (
 	SpoofedND
 	RouterAdvert
 	BUMLimit
+	SYNLimit
 
 	// Lookup: there is nowhere to send the frame.
 	ReservedMulticast
@@ -105,6 +106,7 @@ var table = [Count]struct{ name, explain string }{
 	SpoofedND:         {"spoofed_nd", "a neighbour discovery message claims an address or a MAC that this pod was not given"},
 	RouterAdvert:      {"router_advert", "a pod sent a router advertisement or a redirect; only the switch is a router here (RFC 6105)"},
 	BUMLimit:          {"bum_limit", "more broadcast, unknown-destination or multicast frames than the port's share"},
+	SYNLimit:          {"syn_limit", "more TCP connection attempts than the port's share"},
 	ReservedMulticast: {"reserved_multicast", "for 01-80-C2-00-00-0x, which a bridge doesn't forward (IEEE 802.1Q 8.6.3)"},
 	NotForRouter:      {"not_for_router", "on a port that only routes, the frame is not addressed to the router MAC"},
 	NotIP:             {"not_ip", "addressed to the router MAC, but neither IPv4 nor IPv6"},

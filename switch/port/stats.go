@@ -37,7 +37,7 @@ type Stats struct {
 	RxBytes, TxBytes Counter
 	Originated       Tally // frames made by the switch itself: ARP and ND answers, ICMP
 	Copied           Tally // further frames made by flooding
-	Split            Tally // further frames made by segmenting in send; no wire frames
+	Split            Tally // further frames made by segmenting in send, without wire frames, and by fragmenting
 	Consumed         Tally // frames that the switch itself was the destination of
 	Drops            [drop.Count]Tally
 

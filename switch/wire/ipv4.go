@@ -145,6 +145,38 @@ func (ip IPv4) SetTotalLen(v uint16) { binary.BigEndian.PutUint16(ip[ipv4TotalLe
 // SetID sets the identification.
 func (ip IPv4) SetID(v uint16) { binary.BigEndian.PutUint16(ip[ipv4ID:], v) }
 
+// SetFragment sets the fragment's offset in bytes, a multiple of 8, and MF; DF is
+// cleared. The checksum is left alone.
+func (ip IPv4) SetFragment(offset int, more bool) {
+	v := uint16(offset / 8)
+	if more {
+		v |= ipv4MoreFragments
+	}
+	binary.BigEndian.PutUint16(ip[ipv4Fragment:], v)
+}
+
+// DropUncopiedOptions overwrites with no-operation the options that only a packet's
+// first fragment has (RFC 791 section 3.1: those without the copied flag). The
+// checksum is left alone.
+func (ip IPv4) DropUncopiedOptions() {
+	const end, nop, copied = 0, 1, 0x80
+	for o := ip[IPv4MinLen:ip.HeaderLen()]; len(o) > 0 && o[0] != end; {
+		n := 1
+		if o[0] != nop {
+			if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
+				return // malformed: the destination will say so
+			}
+			n = int(o[1])
+		}
+		if o[0]&copied == 0 {
+			for i := range o[:n] {
+				o[i] = nop
+			}
+		}
+		o = o[n:]
+	}
+}
+
 // SetTTL sets the time to live.
 func (ip IPv4) SetTTL(v uint8) { ip[ipv4TTL] = v }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"net/netip"
 )
 
 // MAC is an IEEE 802 48-bit address in the order of transmission. It is
@@ -67,4 +68,17 @@ func (m *MAC) UnmarshalText(text []byte) error {
 	}
 	*m = parsed
 	return nil
+}
+
+// LinkLocal returns the link-local address that an interface with the MAC makes for
+// itself (RFC 4291 appendix A: modified EUI-64).
+func LinkLocal(m MAC) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80,
+		8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+}
+
+// IsReserved says that the address is one of 01-80-C2-00-00-00 to -0F, which a
+// bridge doesn't forward (IEEE 802.1Q table 8-1).
+func (m MAC) IsReserved() bool {
+	return [5]byte(m[:5]) == [5]byte{0x01, 0x80, 0xc2} && m[5] <= 0x0f
 }
