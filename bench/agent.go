@@ -26,6 +26,7 @@ const agentUnderlay = "192.0.2.1"
 type agent struct {
 	node     string // namespace that the agent runs in
 	from, to pod
+	subnets  []string // of its pods
 	dir      string
 	proc     *process
 	cni      *libcni.CNIConfig
@@ -35,17 +36,22 @@ type agent struct {
 
 // startAgent starts an agent of its own in a namespace of its own and attaches two pods to it.
 func startAgent(ctx context.Context, s *session) (subject, error) {
-	a := &agent{
-		node: benchPrefix + "node",
-		from: pod{netns: benchPrefix + "pod-a"},
-		to:   pod{netns: benchPrefix + "pod-b"},
-		dir:  s.dir,
-		cni:  libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(s.exe)}, filepath.Join(s.dir, "cni"), nil),
-	}
+	a := newAgent(s)
 	if err := a.start(ctx, s); err != nil {
 		return nil, errors.Join(err, a.close())
 	}
 	return a, nil
+}
+
+func newAgent(s *session) *agent {
+	return &agent{
+		node:    benchPrefix + "node",
+		from:    pod{netns: benchPrefix + "pod-a"},
+		to:      pod{netns: benchPrefix + "pod-b"},
+		subnets: []string{podPrefix},
+		dir:     s.dir,
+		cni:     libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(s.exe)}, filepath.Join(s.dir, "cni"), nil),
+	}
 }
 
 func (a *agent) start(ctx context.Context, s *session) error {
@@ -90,11 +96,11 @@ func (a *agent) writeConfig() (path string, err error) {
 	path = filepath.Join(a.dir, "tapyard.yaml")
 	peers := filepath.Join(a.dir, "peers.yaml")
 	return path, errors.Join(
-		writeJSON(peers, map[string]any{"clusterCIDRs": []string{"10.244.0.0/16"}, "peers": []any{}}),
+		writeJSON(peers, map[string]any{"clusterCIDRs": []string{"10.244.0.0/16", "fd00:10:244::/48"}, "peers": []any{}}),
 		writeJSON(path, map[string]any{
 			"name":       "bench",
 			"mode":       "routed",
-			"podSubnets": []string{podPrefix},
+			"podSubnets": a.subnets,
 			"underlay":   []string{agentUnderlay},
 			"peersFile":  peers,
 			"runDir":     filepath.Join(a.dir, "run"),

@@ -24,6 +24,7 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 		compareCommand("pps", "Frames per second between two pods on one node", PPS),
 		compareCommand("tcp", "Throughput of one TCP stream between two pods on one node", TCP),
 		restartCommand(),
+		hostileCommand(),
 		workerCommand(),
 	)
 	return cmd

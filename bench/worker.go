@@ -27,6 +27,8 @@ const (
 	verbSink     = "sink"     // counts them; the line on standard input ends it
 	verbSend     = "send"     // one TCP stream
 	verbReceive  = "receive"  // its other end; needs no line, ends with the stream
+	verbAttack   = "attack"   // hostile frames out of a device; a second line ends it
+	verbAsk      = "ask"      // ARP and neighbour discovery; a second line ends it
 )
 
 // workerCommand is hidden: the benchmarks start it in processes of its own.
@@ -53,6 +55,10 @@ func runWorker(verb, spec string, in io.Reader, out io.Writer) error {
 		return work(c, spec, send)
 	case verbReceive:
 		return work(c, spec, receive)
+	case verbAttack:
+		return work(c, spec, attack)
+	case verbAsk:
+		return work(c, spec, ask)
 	}
 	return fmt.Errorf("unknown worker %q", verb)
 }
