@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"tapyard/switch/observe"
 )
@@ -69,6 +70,12 @@ func Hostile(ctx context.Context, cfg HostileConfig) (report *Report, err error)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	// Nobody is kept off anybody's cores: on a node with a hostile pod there is no half that it can't reach, and
+	// a switch that is busy with it is to take the time from the neighbours, where it shows.
+	if err := unix.SchedGetaffinity(0, &s.load); err != nil {
+		return nil, fmt.Errorf("read CPU affinity: %w", err)
+	}
+	s.forward = s.load
 	var lab *hostileLab
 	if err := s.start(ctx, []starter{func(ctx context.Context, s *session) (_ subject, err error) {
 		lab, err = startHostile(ctx, s)
@@ -167,7 +174,7 @@ func (l *hostileLab) station(p pod) station {
 	return st
 }
 
-// drops returns what the switch has dropped of the attacker's so far, by reason, and as "ring" what the
+// attackerDrops returns what the switch has dropped of the attacker's so far, by reason, and as "ring" what the
 // kernel dropped because the switch did not fetch it.
 func (l *hostileLab) attackerDrops(ctx context.Context) (map[string]uint64, error) {
 	var drops []observe.Drop
