@@ -5,26 +5,33 @@ SHELL := /bin/bash
 FUZZTIME ?= 4s
 FLAGS ?=
 
-.PHONY: help deps build check test fuzz demo bench clean
+.PHONY: help deps test-deps build check test fuzz demo bench clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 11
 
-deps: ## install what build, tests and demo need and the machine lacks (a C compiler for `raw` and the race detector, iproute2)
-	@need=(); command -v cc >/dev/null || need+=(gcc libc6-dev); command -v ip >/dev/null || need+=(iproute2); \
-	if ((${#need[@]})); then echo "installing $${need[*]}"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$${need[@]}" >/dev/null; fi
+# $(install) installs the packages in the shell's array `need`.
+install = if (($${\#need[@]})); then echo "installing $${need[*]}"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${need[@]}" >/dev/null; fi
+
+deps: ## install what build and demo need and the machine lacks (a C compiler for `raw`, iproute2)
+	@need=(); command -v cc >/dev/null || need+=(gcc libc6-dev); command -v ip >/dev/null || need+=(iproute2); $(install)
 	@command -v go >/dev/null || { echo "Go is missing; install it from go.dev or Debian's backports"; exit 1; }
+
+# Open vSwitch runs as a child of the tests; the package's own service is not used.
+test-deps: deps ## install what tests need besides: other VXLAN speakers, other decoders of packets
+	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy; do \
+	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; $(install)
 
 build: ## bin/tapyard and bin/tapyard-cni
 	@mkdir -p bin
 	go build -buildvcs=auto -trimpath -o bin/tapyard ./cmd/tapyard
 	CGO_ENABLED=0 go build -buildvcs=auto -trimpath -ldflags '-s -w' -o bin/tapyard-cni ./cmd/tapyard-cni
 
-check: build ## build, vet, architecture and short tests: a minute
+check: test-deps build ## build, vet, architecture and short tests: a minute
 	go vet ./...
 	NETNS_REQUIRED=1 go test -short ./...
 
-test: deps build ## everything, as root: all tests, the race detector, a short fuzz of every parser
+test: test-deps build ## everything, as root: all tests, the race detector, a short fuzz of every parser
 	go vet ./...
 	NETNS_REQUIRED=1 go test -count=1 -timeout 8m ./...
 	NETNS_REQUIRED=1 go test -count=1 -short -race -timeout 8m ./...
