@@ -283,7 +283,7 @@ func TestSendToDownedAndDeleted(t *testing.T) {
 	}
 }
 
-func eth0(t *testing.T) netlink.Link {
+func eth0(t testing.TB) netlink.Link {
 	t.Helper()
 	link, err := netlink.LinkByName("eth0")
 	check(t, err)
