@@ -110,7 +110,7 @@ func seen(t *testing.T, proto string, from, to *nstest.NS, src, dst netip.Addr) 
 	server, target := answer(t, proto, to, dst)
 	from.Do(t, func() {
 		d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: local(proto, src)}
-		conn, err := d.Dial(network(proto, dst), target)
+		conn, err := d.Dial(networkFor(proto, dst), target)
 		if err != nil {
 			t.Fatalf("%s to %s: %v", proto, target, err)
 		}
@@ -126,7 +126,7 @@ func seen(t *testing.T, proto string, from, to *nstest.NS, src, dst netip.Addr) 
 	return <-server
 }
 
-func network(proto string, dst netip.Addr) string {
+func networkFor(proto string, dst netip.Addr) string {
 	switch {
 	case proto != "icmp":
 		return proto
@@ -176,7 +176,7 @@ func answer(t *testing.T, proto string, ns *nstest.NS, at netip.Addr) (who chan 
 		if proto == "udp" {
 			host = netip.AddrPortFrom(at, 0).String()
 		}
-		c, err := net.ListenPacket(network(proto, at), host)
+		c, err := net.ListenPacket(networkFor(proto, at), host)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,16 +32,39 @@ func check(t testing.TB, e error) {
 	}
 }
 
-// pod is a TAP that was attached here and then moved into a namespace and renamed to eth0, as the agent does.
+// pod is a device that was made here and then moved into a namespace and renamed to eth0, as the agent does,
+// with its port: either a TAP or the packet socket at the host's end of a veth pair.
 type pod struct {
-	ns   *nstest.NS
-	tap  *TAP
-	pool *frame.Pool
-	st   Stats
-	tx   TxQueue
+	ns     *nstest.NS
+	tap    *TAP
+	packet *Packet
+	port   Port
+	pool   *frame.Pool
+	st     Stats
+	tx     TxQueue
 }
 
-func newPod(t *testing.T, n int) *pod {
+// pods are the kinds of ports that pods have.
+var pods = map[string]func(testing.TB, int) *pod{"tap": newPod, "veth": newVethPod}
+
+// hostEnd is the name of the host's end of pod n's veth pair.
+func hostEnd(n int) string { return fmt.Sprintf("host%d", n) }
+
+func newVethPod(t testing.TB, n int) *pod {
+	t.Helper()
+	p := &pod{ns: nstest.New(t), pool: frame.NewPool(frame.BurstSize, frame.DefaultArena)}
+	device := fmt.Sprintf("tmp%d", n)
+	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: hostEnd(n)}, PeerName: device}))
+	var err error
+	p.packet, err = OpenPacket(PacketConfig{Device: hostEnd(n), PortName: "default/" + device})
+	check(t, err)
+	t.Cleanup(func() { p.packet.Remove() }) // an error means that the test has closed it
+	p.port = p.packet
+	p.move(t, device, n)
+	return p
+}
+
+func newPod(t testing.TB, n int) *pod {
 	t.Helper()
 	p := &pod{ns: nstest.New(t), pool: frame.NewPool(frame.BurstSize, frame.DefaultArena)}
 	device := fmt.Sprintf("tmp%d", n)
@@ -50,22 +73,27 @@ func newPod(t *testing.T, n int) *pod {
 	p.tap, err = OpenTAP(TAPConfig{Device: device, PortName: "default/" + device, NetnsPath: p.ns.Path()})
 	check(t, err)
 	t.Cleanup(func() { p.tap.Remove() }) // an error means that the test has closed it
-	p.tx = p.tap.Tx(0, &p.st)
+	p.port = p.tap
+	p.move(t, device, n)
+	return p
+}
+
+func (p *pod) move(t testing.TB, device string, n int) {
+	t.Helper()
+	p.tx = p.port.Tx(0, &p.st)
 	link, err := netlink.LinkByName(device)
 	check(t, err)
 	check(t, netlink.LinkSetNsFd(link, p.ns.FD()))
 	p.ns.Do(t, func() { configure(t, device, n) })
-	return p
 }
 
-// configure is called inside the pod. IPv6 is there at once, without link-local address, duplicate detection and
-// router solicitations.
-func configure(t *testing.T, device string, n int) {
+// configure is called inside the pod. IPv6 is there at once, without link-local address and router solicitations.
+func configure(t testing.TB, device string, n int) {
 	t.Helper()
 	link, err := netlink.LinkByName(device)
 	check(t, err)
 	check(t, netlink.LinkSetName(link, "eth0"))
-	for setting, value := range map[string]string{"addr_gen_mode": "1", "accept_dad": "0", "router_solicitations": "0"} {
+	for setting, value := range map[string]string{"addr_gen_mode": "1", "router_solicitations": "0"} {
 		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/"+setting, []byte(value), 0))
 	}
 	mac := podMAC(n)
@@ -74,8 +102,10 @@ func configure(t *testing.T, device string, n int) {
 	for _, prefix := range []netip.Prefix{netip.PrefixFrom(podIPv4(n), 24), netip.PrefixFrom(podIPv6(n), 64)} {
 		addr, err := netlink.ParseAddr(prefix.String())
 		check(t, err)
+		addr.Flags = unix.IFA_F_NODAD
 		check(t, netlink.AddrAdd(link, addr))
 	}
+	awaitLocal(t, podIPv6(n))
 	for other := 1; other <= 2; other++ {
 		mac := podMAC(other)
 		for _, a := range []netip.Addr{podIPv4(other), podIPv6(other)} {
@@ -86,14 +116,29 @@ func configure(t *testing.T, device string, n int) {
 	}
 }
 
+// awaitLocal waits until the kernel takes packets for the IPv6 address: even without duplicate detection it
+// adds the route in the background, some time after the address.
+func awaitLocal(t testing.TB, a netip.Addr) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%v is no local address after %v: %v, %v", a, patience, routes, err)
+		}
+	}
+}
+
 // recv waits up to timeout, then returns what one Recv brings, perhaps nothing.
 func (p *pod) recv(t testing.TB, timeout time.Duration) *frame.Burst {
-	fds := []unix.PollFd{{Fd: int32(p.tap.Rx()[0].FD()), Events: unix.POLLIN}}
+	fds := []unix.PollFd{{Fd: int32(p.port.Rx()[0].FD()), Events: unix.POLLIN}}
 	if _, err := unix.Poll(fds, int(timeout.Milliseconds())); err != nil && err != unix.EINTR {
 		t.Error(err)
 	}
 	var b frame.Burst
-	p.tap.Rx()[0].Recv(&b, p.pool, &p.st)
+	p.port.Rx()[0].Recv(&b, p.pool, &p.st)
 	return &b
 }
 

@@ -56,10 +56,20 @@ func pattern(n int) []byte {
 
 // The kernel's own stack hands over a UDP super-frame with partial checksum, and takes one: what a socket in one
 // pod sent comes out of a socket in the other, datagram by datagram. Both families, a shorter last segment.
-func TestUSO(t *testing.T) {
-	a, b := newPod(t, 1), newPod(t, 2)
-	if a.tap.Caps() != CapsAll {
-		t.Fatalf("capabilities %05b, want all of them: this needs a kernel of 6.2 or later", a.tap.Caps())
+func TestUSO(t *testing.T) { forPairs(t, testUSO) }
+
+// forPairs runs a test for pods 1 and 2 with each pair of port kinds.
+func forPairs(t *testing.T, test func(t *testing.T, a, b *pod)) {
+	for from, newA := range pods {
+		for to, newB := range pods {
+			t.Run(from+" to "+to, func(t *testing.T) { test(t, newA(t, 1), newB(t, 2)) })
+		}
+	}
+}
+
+func testUSO(t *testing.T, a, b *pod) {
+	if a.port.Caps() != CapsAll {
+		t.Fatalf("capabilities %05b, want all of them: this needs a kernel of 6.2 or later", a.port.Caps())
 	}
 	payload := pattern(5*1000 + 300)
 	for _, c := range []struct {
@@ -148,12 +158,13 @@ func forward(t *testing.T, a, b *pod, stop chan struct{}) (s seen) {
 
 // A TCP stream between two pods' kernels goes through Recv and Send as super-frames with partial checksums, and
 // arrives whole.
-func TestTSO(t *testing.T) {
+func TestTSO(t *testing.T) { forPairs(t, testTSO) }
+
+func testTSO(t *testing.T, a, b *pod) {
 	size := 16 << 20
 	if testing.Short() {
 		size = 1 << 20
 	}
-	a, b := newPod(t, 1), newPod(t, 2)
 	for _, c := range []struct {
 		name string
 		to   netip.Addr

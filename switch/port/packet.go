@@ -1,0 +1,168 @@
+package port
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Read packet(7) and net/packet/af_packet.c of the kernel first.
+
+// PacketConfig says which device OpenPacket reads, and what the port is called.
+type PacketConfig struct {
+	Device   string // in the calling thread's network namespace
+	PortName string // for operators
+	PortKind string // "packet" when empty
+	// Uplink says that the device is the operator's: one that the host uses is refused, and Close gives it
+	// back. Otherwise it is the host end of a pod's veth pair, which is ours.
+	Uplink bool
+}
+
+// Packet is a Port over an AF_PACKET socket on an Ethernet device, with virtio-net headers. The port takes
+// the device for itself: the host's own stack doesn't see what arrives there.
+type Packet struct {
+	cfg   PacketConfig
+	index int // of the device
+	fd    int
+	caps  Caps
+	rx    [1]RxQueue
+
+	lastError atomic.Uint32 // errno of the last frame that was refused for a reason of its own
+
+	mu     sync.Mutex // Close against KernelDrops, which observers call
+	closed bool       // guarded by mu
+}
+
+var (
+	_ Port    = (*Packet)(nil)
+	_ Dropper = (*Packet)(nil)
+)
+
+// OpenPacket takes over a device in the calling thread's network namespace and raises it. What a killed
+// predecessor left on the device is replaced.
+func OpenPacket(cfg PacketConfig) (*Packet, error) {
+	p, err := openPacket(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open device %s as a port: %w", cfg.Device, err)
+	}
+	return p, nil
+}
+
+func openPacket(cfg PacketConfig) (*Packet, error) {
+	link, err := netlink.LinkByName(cfg.Device)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, fmt.Errorf("there is no such device; 'ip link' lists them: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := usable(link, cfg.Uplink); err != nil {
+		return nil, err
+	}
+	if err := isolate(link, cfg.Uplink); err != nil {
+		return nil, err
+	}
+	p := &Packet{cfg: cfg, index: link.Attrs().Index, caps: packetCaps()}
+	if p.cfg.PortKind == "" {
+		p.cfg.PortKind = "packet"
+	}
+	if err = netlink.LinkSetUp(link); err == nil { // first: a socket on a device that is down begins with an error
+		p.fd, err = listenPacket(p.index)
+	}
+	if err != nil {
+		if cfg.Uplink {
+			err = errors.Join(err, release(cfg.Device))
+		}
+		return nil, err
+	}
+	p.rx[0] = newPacketRx(p)
+	return p, nil
+}
+
+// Name implements Port.
+func (p *Packet) Name() string { return p.cfg.PortName }
+
+// Kind implements Port.
+func (p *Packet) Kind() string { return p.cfg.PortKind }
+
+// Caps implements Port. Super-frames may be written whole to any device, because the kernel segments what
+// the device can't, and completes checksums.
+func (p *Packet) Caps() Caps { return p.caps }
+
+// Rx implements Port.
+func (p *Packet) Rx() []RxQueue { return p.rx[:] }
+
+// Tx implements Port. All queues share the socket, on which sends take no lock.
+func (p *Packet) Tx(_ int, st *Stats) TxQueue { return newPacketTx(p, st) }
+
+// LastError returns what the kernel said when it last refused a frame with reason tx_error, or nil.
+func (p *Packet) LastError() error {
+	if errno := unix.Errno(p.lastError.Load()); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Gone says that the device was deleted, or moved to another namespace, under the port.
+func (p *Packet) Gone() bool {
+	sa, err := unix.Getsockname(p.fd)
+	if err != nil {
+		return true
+	}
+	ll, ok := sa.(*unix.SockaddrLinklayer)
+	return !ok || ll.Ifindex != p.index // the kernel makes it -1
+}
+
+// KernelDrops implements Dropper: the frames that found the socket's buffer full since it was opened. The
+// kernel counts in 32 bits.
+func (p *Packet) KernelDrops() (uint64, error) {
+	const drops = 8 // SK_MEMINFO_DROPS of linux/sock_diag.h, the last of 9
+	p.mu.Lock()     // the descriptor's number must not become another socket's meanwhile
+	defer p.mu.Unlock()
+	if p.closed {
+		return 0, fmt.Errorf("read drop counter of port %s: the port is closed: %w", p.cfg.PortName, unix.EBADF)
+	}
+	var info [drops + 1]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(p.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("read drop counter of port %s: SO_MEMINFO: %w", p.cfg.PortName, errno)
+	}
+	return uint64(info[drops]), nil
+}
+
+// Close ends the port. An uplink is the host's again and stays up; the host end of a pair stays closed to
+// the host's stack, for the next agent.
+func (p *Packet) Close() error {
+	err := p.close()
+	if p.cfg.Uplink {
+		err = errors.Join(err, release(p.cfg.Device))
+	}
+	return err
+}
+
+func (p *Packet) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	return unix.Close(p.fd)
+}
+
+// Remove deletes the device, with it the other end of its pair, and closes the port. A device that is gone
+// already is no error.
+func (p *Packet) Remove() error {
+	var err error
+	if !p.Gone() { // its index may be another's by now
+		err = netlink.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: p.index}})
+		if errors.Is(err, unix.ENODEV) {
+			err = nil
+		}
+	}
+	return errors.Join(err, p.close(), release(p.cfg.Device))
+}
