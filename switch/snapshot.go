@@ -98,6 +98,7 @@ type Snapshot struct {
 	Generation uint64
 	ports      []*portState // by port.ID; nil where none is attached
 	networks   []*network   // few: one per VNI of the node
+	mtu        int          // of pods
 }
 
 func (s *Snapshot) port(id port.ID) *portState {
@@ -120,7 +121,7 @@ func (s *Snapshot) network(vni uint32) *network {
 
 // clone returns a copy to change and publish, with the next generation.
 func (s *Snapshot) clone() *Snapshot {
-	c := &Snapshot{Generation: s.Generation + 1, ports: append([]*portState(nil), s.ports...)}
+	c := &Snapshot{Generation: s.Generation + 1, mtu: s.mtu, ports: append([]*portState(nil), s.ports...)}
 	for _, n := range s.networks {
 		cn := *n
 		c.networks = append(c.networks, &cn)

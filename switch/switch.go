@@ -130,6 +130,16 @@ func (sw *Switch) publish(snap *Snapshot) {
 	sw.snapshot.Store(snap)
 }
 
+// SetMTU says how long the pods' packets are at most, in bytes: a longer one from a tunnel is a sender's
+// super-frame. Before the first call, or with 0, none is.
+func (sw *Switch) SetMTU(mtu int) {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	snap := sw.snapshot.Load().clone()
+	snap.mtu = mtu
+	sw.publish(snap)
+}
+
 // SetFlood says which peers a stretched network reaches, by the indexes of the tunnel.
 func (sw *Switch) SetFlood(vni uint32, peers []uint32) error {
 	sw.mu.Lock()

@@ -164,6 +164,13 @@ func (a *agent) overlayMTU() (pods, tunnel int, err error) {
 
 // link attaches the host and the tunnel, and makes the gateway known to pods.
 func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
+	if a.cfg.Masquerade {
+		if err := attach.EnableForwarding(a.cfg.PodSubnets, a.log); err != nil {
+			return links, err
+		}
+	} else if err := attach.RemoveEgress(); err != nil { // of a start with it
+		return links, err
+	}
 	a.host, err = attach.OpenHost(attach.HostConfig{Subnets: a.cfg.PodSubnets, RouterMAC: a.node.RouterMAC, MTU: a.node.MTU})
 	if err != nil {
 		return links, err
@@ -209,7 +216,17 @@ func (a *agent) apply(s control.State) error {
 	if err := a.controller.Apply(s); err != nil {
 		return err
 	}
-	return a.host.SetRoutes(append(slices.Clone(s.ClusterCIDRs), a.cfg.PodSubnets...))
+	if err := a.host.SetRoutes(append(slices.Clone(s.ClusterCIDRs), a.cfg.PodSubnets...)); err != nil {
+		return err
+	}
+	if !a.cfg.Masquerade {
+		return nil
+	}
+	nodes := slices.Clone(a.cfg.Underlay)
+	for _, p := range s.Peers {
+		nodes = append(nodes, p.Underlay...)
+	}
+	return attach.SetEgress(attach.EgressConfig{PodSubnets: a.cfg.PodSubnets, ClusterCIDRs: s.ClusterCIDRs, Nodes: nodes})
 }
 
 func (a *agent) restorePods(ctx context.Context) (err error) {

@@ -45,6 +45,7 @@ type pod struct {
 
 // New returns a controller for a node; l2 nodes have no links and no state.
 func New(sw *vswitch.Switch, node Node, links Links) *Controller {
+	sw.SetMTU(node.MTU)
 	return &Controller{sw: sw, node: node, links: links,
 		routes: map[netip.Prefix]vswitch.Adjacency{}, pods: map[podKey]pod{}}
 }
@@ -98,6 +99,7 @@ func (c *Controller) SetMTU(pods, tunnel int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.node.MTU, c.node.TunnelMTU = pods, tunnel
+	c.sw.SetMTU(pods)
 	var errs []error
 	for key, p := range c.pods {
 		p.a.MTU = pods
