@@ -20,14 +20,15 @@ type MatrixResult struct {
 	names    []string
 }
 
-// Matrix probes every pair of pods, and every pod and node in both directions, in both families with every
-// protocol. A probe fails too when the source that the target saw isn't one of the asker's own addresses:
-// nothing between pods and nodes may be translated.
+// Matrix probes every pair of pods, every pod and node in both directions, and "internet" from every pod, in
+// both families with every protocol. A probe fails too when the source that the target saw isn't one of the
+// asker's own addresses, since nothing between pods and nodes may be translated, or with "internet" one of the
+// asker's node, since nobody out there knows a way to pods.
 func Matrix(ctx context.Context, l *Lab) (*MatrixResult, error) {
 	m := &MatrixResult{names: l.matrixNames()}
 	for _, from := range m.names {
-		for _, to := range m.names {
-			if from == to || l.isNode(from) && l.isNode(to) {
+		for _, to := range m.columns() {
+			if from == to || l.isNode(from) && (l.isNode(to) || to == labInternet) {
 				continue
 			}
 			probes, err := l.Probe(ctx, ProbeRequest{From: from, To: to, Protos: probeProtos, Families: []int{4, 6}})
@@ -47,6 +48,9 @@ func Matrix(ctx context.Context, l *Lab) (*MatrixResult, error) {
 	return m, nil
 }
 
+// columns are who is asked.
+func (m *MatrixResult) columns() []string { return append(slices.Clone(m.names), labInternet) }
+
 func (l *Lab) matrixNames() (names []string) {
 	for _, n := range l.Nodes {
 		names = append(names, n.Name)
@@ -65,15 +69,29 @@ func (l *Lab) isNode(name string) bool {
 
 // judge fails a probe whose source is foreign.
 func (l *Lab) judge(p *Probe) {
-	own, err := l.addressesOf(p.From, false)
+	asker := p.From
+	if p.To == labInternet {
+		asker = l.nodeOf(p.From)
+	}
+	own, err := l.addressesOf(asker, false)
 	if l.isNode(p.From) && err == nil {
 		gateways, _ := l.addressesOf(p.From, true) // which a node has
 		own = append(own, gateways...)
 	}
 	if p.OK && !slices.Contains(own, p.Source) {
 		p.OK = false
-		p.Error = fmt.Sprintf("%s saw it come from %s, which is none of the addresses of %s %v", p.To, p.Source, p.From, own)
+		p.Error = fmt.Sprintf("%s saw it come from %s, which is none of the addresses of %s %v", p.To, p.Source, asker, own)
 	}
+}
+
+// nodeOf returns the pod's node.
+func (l *Lab) nodeOf(pod string) string {
+	for _, p := range l.Pods {
+		if p.Name == pod {
+			return p.Node
+		}
+	}
+	return pod
 }
 
 func (m *MatrixResult) add(probes []Probe) {
@@ -93,10 +111,10 @@ func (m *MatrixResult) Write(w io.Writer) error {
 			return err
 		}
 		t := tabwriter.NewWriter(w, 7, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintf(t, "\t%s\t\n", strings.Join(m.names, "\t"))
+		fmt.Fprintf(t, "\t%s\t\n", strings.Join(m.columns(), "\t"))
 		for _, from := range m.names {
 			cells := []string{from}
-			for _, to := range m.names {
+			for _, to := range m.columns() {
 				cells = append(cells, m.cell(from, to, family))
 			}
 			fmt.Fprintf(t, "%s\t\n", strings.Join(cells, "\t"))

@@ -153,6 +153,11 @@ func TestLab(t *testing.T) {
 		}
 		c.reaches(pods["n1p1"], "--from", "n1p1", "--to", "n2")
 	})
+	t.Run("the world sees nodes, not pods", func(t *testing.T) {
+		c := &cli{t, c.dir}
+		c.reaches(s.Nodes[0].Underlay, "--from", "n1p1", "--to", "internet")
+		c.reaches(s.Nodes[2].Underlay, "--from", "n3p2", "--to", "internet")
+	})
 	t.Run("a route that leads nowhere answers unreachable, and TTLs run out", func(t *testing.T) {
 		for dst, want := range map[string]icmpError{
 			"10.244.77.1":        {unix.ENETUNREACH, gateways[0]},
