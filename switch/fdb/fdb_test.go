@@ -38,8 +38,10 @@ func TestInsertConflictNamesBoth(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := table.Insert(7, station(1), port.Dest{Port: 4, Peer: 9})
-	if !errors.Is(err, ErrConflict) {
-		t.Fatalf("error %v, want ErrConflict", err)
+	var conflict *ConflictError
+	want := ConflictError{7, station(1), port.Dest{Port: 3}, port.Dest{Port: 4, Peer: 9}}
+	if !errors.Is(err, ErrConflict) || !errors.As(err, &conflict) || *conflict != want {
+		t.Fatalf("error %#v, want ErrConflict with both", err)
 	}
 	for _, part := range []string{station(1).String(), "VNI 7", "port 3 ", "port 4 (peer 9)"} {
 		if !strings.Contains(err.Error(), part) {

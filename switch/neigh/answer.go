@@ -10,9 +10,9 @@ import (
 // 7.1.1 (validation) and 7.2.4 (answers) first.
 
 const (
-	// ARPAnswerLen is the length of the frame that AnswerARP builds.
+	// ARPAnswerLen is the length of the frames that AnswerARP and Announce4 build.
 	ARPAnswerLen = wire.EthernetLen + wire.ARPLen
-	// NDAnswerLen is the length of the frame that AnswerND builds: 14 + 40 + 32 bytes.
+	// NDAnswerLen is the length of the frames that AnswerND and Announce6 build: 14 + 40 + 32 bytes.
 	NDAnswerLen = wire.EthernetLen + wire.IPv6Len + wire.NDLen
 
 	// ndHopLimit shows that no router has forwarded the message (RFC 4861 section 3.1).

@@ -17,32 +17,36 @@ import (
 	"tapyard/switch/wire"
 )
 
-// newPod makes a namespace whose eth0 is a TAP that a goroutine serves out of the table until the test ends: it
-// answers what is asked, and nothing else. probes counts the answers to requests that were unicast.
-func newPod(t *testing.T, table *Table) (ns *nstest.NS, eth0 netlink.Link, probes *atomic.Int32) {
+// newTAP makes a namespace whose eth0 is a TAP with the MAC asker, up. It goes when the test ends.
+func newTAP(t *testing.T) (ns *nstest.NS, eth0 netlink.Link, tap *port.TAP) {
 	t.Helper()
-	ns, probes = nstest.New(t), new(atomic.Int32)
-	var tap *port.TAP
+	ns = nstest.New(t)
 	ns.Do(t, func() {
 		check(t, port.CreateTAP("eth0"))
 		var err error
 		tap, err = port.OpenTAP(port.TAPConfig{Device: "eth0", PortName: t.Name()})
 		check(t, err)
-	})
-	stop := make(chan struct{})
-	var server sync.WaitGroup
-	server.Go(func() { serve(t, tap, table, stop, probes) })
-	t.Cleanup(func() {
-		close(stop)
-		server.Wait()
-		check(t, tap.Remove())
-	})
-	ns.Do(t, func() {
-		var err error
 		eth0, err = netlink.LinkByName("eth0")
 		check(t, err)
 		check(t, netlink.LinkSetHardwareAddr(eth0, asker[:]))
 		check(t, netlink.LinkSetUp(eth0))
+	})
+	t.Cleanup(func() { check(t, tap.Remove()) })
+	return ns, eth0, tap
+}
+
+// newPod makes a namespace whose eth0 is a TAP that a goroutine serves out of the table until the test ends: it
+// answers what is asked, and nothing else. probes counts the answers to requests that were unicast.
+func newPod(t *testing.T, table *Table) (ns *nstest.NS, eth0 netlink.Link, probes *atomic.Int32) {
+	t.Helper()
+	ns, eth0, tap := newTAP(t)
+	probes = new(atomic.Int32)
+	stop := make(chan struct{})
+	var server sync.WaitGroup
+	server.Go(func() { serve(t, tap, table, stop, probes) })
+	t.Cleanup(func() { // before the TAP goes
+		close(stop)
+		server.Wait()
 	})
 	return ns, eth0, probes
 }

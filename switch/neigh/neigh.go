@@ -1,12 +1,12 @@
 // Package neigh is the neighbour table: (VNI, IP address) → MAC and port of every address that the switch knows,
 // which are those of this node's pods, the gateway's and its own. With it the switch answers ARP requests and
 // neighbour solicitations itself, so that they are neither flooded nor sent to other nodes (ARP proxying in
-// the sense of RFC 9161 section 3.2: for known addresses only). AnswerARP and AnswerND build the answers.
+// the sense of RFC 9161 section 3.2: for known addresses only). AnswerARP and AnswerND build the answers,
+// Announce4 and Announce6 what is said unasked, and ReadClaim reads what others say about who has an address.
 package neigh
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -16,9 +16,6 @@ import (
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
-
-// ErrConflict is what Insert's error wraps when the address already belongs to another neighbour.
-var ErrConflict = errors.New("two stations must not share an address in one VNI; detach one of them or look for an allocator that lost its state")
 
 // buckets is the number of addresses for which lookups are fastest: one /24 of pods with an IPv4 address, an IPv6
 // address and a link-local one each is 254 × 3 = 762. More fit; 8 KiB is what it costs.
@@ -53,8 +50,8 @@ func (t *Table) Lookup(vni uint32, addr netip.Addr) (Neighbor, bool) {
 }
 
 // Insert notes that n has the address, which must be a unicast one, without a zone and not IPv4-mapped. Inserting
-// the same again changes nothing; an address of another neighbour stays, and the error, which wraps
-// ErrConflict, names both.
+// the same again changes nothing; an address of another neighbour stays, and the error is a *ConflictError,
+// which wraps ErrConflict.
 func (t *Table) Insert(vni uint32, addr netip.Addr, n Neighbor) error {
 	if !isUnicast(addr) || addr.Is4In6() || addr.Zone() != "" {
 		return fmt.Errorf("insert neighbor %v in VNI %d: want a unicast address without a zone, IPv4 written as IPv4", addr, vni)
@@ -66,8 +63,7 @@ func (t *Table) Insert(vni uint32, addr netip.Addr, n Neighbor) error {
 	defer t.mu.Unlock()
 	k := key{vni, addr}
 	if owner, known := t.entries.Load(k); known && owner != n {
-		return fmt.Errorf("insert neighbor %v in VNI %d for %v on port %d: it belongs to %v on port %d: %w",
-			addr, vni, n.MAC, n.Port, owner.MAC, owner.Port, ErrConflict)
+		return &ConflictError{VNI: vni, Addr: addr, Owner: owner, Claimant: n}
 	}
 	t.entries.Store(k, n)
 	return nil

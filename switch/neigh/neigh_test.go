@@ -99,8 +99,9 @@ func TestInsertConflictNamesBoth(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := table.Insert(7, a, second)
-	if !errors.Is(err, ErrConflict) {
-		t.Fatalf("error %v, want ErrConflict", err)
+	var conflict *ConflictError
+	if !errors.Is(err, ErrConflict) || !errors.As(err, &conflict) || *conflict != (ConflictError{7, a, first, second}) {
+		t.Fatalf("error %#v, want ErrConflict with both", err)
 	}
 	for _, part := range []string{"10.244.1.5", "VNI 7", first.MAC.String() + " on port 3", second.MAC.String() + " on port 4"} {
 		if !strings.Contains(err.Error(), part) {

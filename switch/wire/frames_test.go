@@ -62,6 +62,14 @@ var realFrames = map[string][]byte{
 		ffff ffff ffff 0200 0000 001a 0806 // Ethernet
 		0001 0800 0604 0001 0200 0000 001a 0a09 0001 0000 0000 0000 0a09 0002 // ARP
 	`),
+	// where is a router, from fe80::ff:fe00:a
+	"routerSolicit": unhex(`
+		3333 0000 0002 0200 0000 000a 86dd // Ethernet
+		6000 0000 0010 3aff fe80 0000 0000 0000 0000 00ff fe00 000a ff02 0000 0000 0000 // IPv6
+		0000 0000 0000 0002
+		8500 7b1a 0000 0000 // ICMPv6
+		0101 0200 0000 000a // option
+	`),
 	// who has fd00::2, with its source link-layer address
 	"neighborSolicit": unhex(`
 		3333 ff00 0002 0200 0000 000a 86dd // Ethernet

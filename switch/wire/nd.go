@@ -1,12 +1,16 @@
 package wire
 
-// Neighbour discovery: RFC 4861 sections 4.3, 4.4 (formats), 4.6 (options), 7.1
-// (validation); RFC 2464 sections 6, 7 (link-layer option, multicast mapping).
+// Neighbour discovery: RFC 4861 sections 4.1, 4.3, 4.4 (formats), 4.6 (options),
+// 6.1.1, 7.1 (validation); RFC 2464 sections 6, 7 (link-layer option, multicast mapping).
 
 import (
 	"fmt"
 	"net/netip"
 )
+
+// RouterSolicit is a view over a router solicitation, from the ICMPv6 type to the
+// end of the message. Getters may be called only after IsValid said true.
+type RouterSolicit []byte
 
 // NeighborSolicit is a view over a neighbour solicitation, from the ICMPv6 type
 // to the end of the message. Getters may be called only after IsValid said true.
@@ -25,9 +29,9 @@ const (
 	ndFlagSolicited = 0x40
 	ndFlagOverride  = 0x20
 
-	ndOptionSource = 1 // source link-layer address
-	ndOptionTarget = 2 // target link-layer address
-	ndOptionUnit   = 8 // option lengths count these
+	ndOptionUnit = 8 // option lengths count these
+
+	rsOptions = 8
 
 	// NDMinLen is the length of a message without options.
 	NDMinLen = ndOptions
@@ -35,6 +39,19 @@ const (
 	// NDLen is the length of a message with a link-layer address.
 	NDLen = NDMinLen + ndOptionUnit
 )
+
+// Types of ND options.
+const (
+	NDOptionSource uint8 = 1 // source link-layer address
+	NDOptionTarget uint8 = 2 // target link-layer address
+)
+
+// IsValid checks what the message alone shows of RFC 4861 section 6.1.1: type,
+// code, length, option lengths. Hop limit 255, the checksum and the rule about an
+// unspecified source are for the caller, who has the IP header.
+func (r RouterSolicit) IsValid() bool {
+	return len(r) >= rsOptions && r[icmpType] == ICMPv6RouterSolicit && r[icmpCode] == 0 && r.Options().IsValid()
+}
 
 // IsValid checks what the message alone shows of RFC 4861 section 7.1.1: type,
 // code, length, a unicast target, option lengths. Hop limit 255, the checksum and
@@ -49,18 +66,39 @@ func (n NeighborAdvert) IsValid() bool { return ndValid(n, ICMPv6NeighborAdvert)
 func ndValid(b []byte, icmpv6Type uint8) bool {
 	return len(b) >= NDMinLen && b[icmpType] == icmpv6Type && b[icmpCode] == 0 &&
 		b[ndTarget] != 0xff && // multicast
-		ndOptionsValid(b[ndOptions:])
+		NDOptions(b[ndOptions:]).IsValid()
 }
 
-func ndOptionsValid(options []byte) bool {
-	for len(options) > 0 {
-		if len(options) < 2 || options[1] == 0 || int(options[1])*ndOptionUnit > len(options) {
+// NDOptions is a view over the options behind a message's fixed part, perhaps none.
+// Next may be called only after IsValid said true, which a valid message includes.
+type NDOptions []byte
+
+// IsValid says whether each option's length is above zero and inside the message.
+func (o NDOptions) IsValid() bool {
+	for len(o) > 0 {
+		if len(o) < 2 || o[1] == 0 || int(o[1])*ndOptionUnit > len(o) {
 			return false
 		}
-		options = options[int(options[1])*ndOptionUnit:]
+		o = o[int(o[1])*ndOptionUnit:]
 	}
 	return true
 }
+
+// Next returns the first option, its type and what follows the length, at least 6
+// bytes, and the options behind it. There must be one.
+func (o NDOptions) Next() (kind uint8, value []byte, rest NDOptions) {
+	n := int(o[1]) * ndOptionUnit
+	return o[0], o[2:n], o[n:]
+}
+
+// Options returns the message's options.
+func (r RouterSolicit) Options() NDOptions { return NDOptions(r[rsOptions:]) }
+
+// Options returns the message's options.
+func (n NeighborSolicit) Options() NDOptions { return NDOptions(n[ndOptions:]) }
+
+// Options returns the message's options.
+func (n NeighborAdvert) Options() NDOptions { return NDOptions(n[ndOptions:]) }
 
 // Target returns the address asked for.
 func (n NeighborSolicit) Target() netip.Addr { return ndTargetOf(n) }
@@ -80,17 +118,21 @@ func (n NeighborAdvert) Solicited() bool { return n[ndFlags]&ndFlagSolicited != 
 func (n NeighborAdvert) Override() bool { return n[ndFlags]&ndFlagOverride != 0 }
 
 // LinkLayer returns the first source link-layer address option, if there is one.
-func (n NeighborSolicit) LinkLayer() (MAC, bool) { return ndLinkLayer(n[ndOptions:], ndOptionSource) }
+func (r RouterSolicit) LinkLayer() (MAC, bool) { return ndLinkLayer(r.Options(), NDOptionSource) }
+
+// LinkLayer returns the first source link-layer address option, if there is one.
+func (n NeighborSolicit) LinkLayer() (MAC, bool) { return ndLinkLayer(n.Options(), NDOptionSource) }
 
 // LinkLayer returns the first target link-layer address option, if there is one.
-func (n NeighborAdvert) LinkLayer() (MAC, bool) { return ndLinkLayer(n[ndOptions:], ndOptionTarget) }
+func (n NeighborAdvert) LinkLayer() (MAC, bool) { return ndLinkLayer(n.Options(), NDOptionTarget) }
 
-func ndLinkLayer(options []byte, kind uint8) (MAC, bool) {
+func ndLinkLayer(options NDOptions, want uint8) (MAC, bool) {
 	for len(options) > 0 {
-		if options[0] == kind && options[1] == 1 { // longer ones are not Ethernet's
-			return MAC(options[2:ndOptionUnit]), true
+		kind, value, rest := options.Next()
+		if kind == want && len(value) == len(MAC{}) { // longer ones are not Ethernet's
+			return MAC(value), true
 		}
-		options = options[int(options[1])*ndOptionUnit:]
+		options = rest
 	}
 	return MAC{}, false
 }
@@ -127,7 +169,7 @@ func ndLen(linkLayer MAC) int {
 // Encode writes the message; n must have f.Len() bytes. The checksum is zero until
 // ICMPv6(n).UpdateChecksum.
 func (n NeighborSolicit) Encode(f *NeighborSolicitFields) {
-	ndEncode(n, ICMPv6NeighborSolicit, 0, f.Target, ndOptionSource, f.LinkLayer)
+	ndEncode(n, ICMPv6NeighborSolicit, 0, f.Target, NDOptionSource, f.LinkLayer)
 }
 
 // Encode writes the message; n must have f.Len() bytes. The checksum is zero until
@@ -143,7 +185,7 @@ func (n NeighborAdvert) Encode(f *NeighborAdvertFields) {
 	if f.Override {
 		flags |= ndFlagOverride
 	}
-	ndEncode(n, ICMPv6NeighborAdvert, flags, f.Target, ndOptionTarget, f.LinkLayer)
+	ndEncode(n, ICMPv6NeighborAdvert, flags, f.Target, NDOptionTarget, f.LinkLayer)
 }
 
 func ndEncode(b []byte, icmpv6Type, flags uint8, target netip.Addr, option uint8, linkLayer MAC) {
@@ -153,6 +195,15 @@ func ndEncode(b []byte, icmpv6Type, flags uint8, target netip.Addr, option uint8
 		b[ndOptions], b[ndOptions+1] = option, 1
 		*(*MAC)(b[ndOptions+2:]) = linkLayer
 	}
+}
+
+// String describes the message for people.
+func (r RouterSolicit) String() string {
+	if !r.IsValid() {
+		return invalid("router_solicit", r)
+	}
+	mac, _ := r.LinkLayer()
+	return fmt.Sprintf("router_solicit link layer %v", mac)
 }
 
 // String describes the message for people.

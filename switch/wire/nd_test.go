@@ -44,6 +44,27 @@ func TestNeighborSolicit(t *testing.T) {
 	}
 }
 
+func TestRouterSolicit(t *testing.T) {
+	message := RouterSolicit(realFrames["routerSolicit"][l4v6:])
+	if mac, ok := message.LinkLayer(); !message.IsValid() || !ok || mac != mustMAC("02:00:00:00:00:0a") {
+		t.Errorf("link layer %v, %t in %v", mac, ok, message)
+	}
+	if bare := message[:ICMPv6Len]; !bare.IsValid() {
+		t.Error("one without options is refused")
+	}
+	for name, change := range map[string]func(b []byte) []byte{
+		"an advertisement":      func(b []byte) []byte { b[icmpType] = ICMPv6RouterAdvert; return b },
+		"a code":                func(b []byte) []byte { b[icmpCode] = 1; return b },
+		"an option of length 0": func(b []byte) []byte { b[rsOptions+1] = 0; return b },
+		"an option that is cut": func(b []byte) []byte { return b[:len(b)-1] },
+		"a message that is cut": func(b []byte) []byte { return b[:ICMPv6Len-1] },
+	} {
+		if r := RouterSolicit(change(bytes.Clone(message))); r.IsValid() {
+			t.Errorf("%s is taken: % x", name, []byte(r))
+		}
+	}
+}
+
 // A probe for duplicates carries no link-layer address; Linux puts a nonce (RFC
 // 3971) in the option's place.
 func TestNeighborSolicitProbe(t *testing.T) {
@@ -121,6 +142,27 @@ func FuzzNeighborSolicit(f *testing.F) {
 		again.Encode(&fields)
 		if got := solicitFields(again); !again.IsValid() || got != fields {
 			t.Errorf("%+v became %+v", fields, got)
+		}
+	})
+}
+
+// Each option is seen once, whole and in order: together they are the bytes that were read.
+func FuzzRouterSolicit(f *testing.F) {
+	addSeeds(f, l4v6, "routerSolicit", "neighborSolicit")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := RouterSolicit(b)
+		_ = r.String()
+		if !r.IsValid() {
+			return
+		}
+		again := bytes.Clone(b[:rsOptions])
+		for options := r.Options(); len(options) > 0; {
+			kind, value, rest := options.Next()
+			again = append(append(again, kind, byte((len(value)+2)/ndOptionUnit)), value...)
+			options = rest
+		}
+		if !bytes.Equal(again, b) {
+			t.Errorf("% x became % x", b, again)
 		}
 	})
 }
