@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"tapyard/switch/drop"
+	"tapyard/switch/neigh"
 	"tapyard/switch/wire"
 )
 
@@ -48,7 +49,7 @@ func (g *guard) check(b []byte, p *wire.Parsed) (reason drop.Reason, claimed net
 	}
 	switch p.Kind {
 	case wire.KindARP:
-		return g.checkARP(wire.ARP(b[p.L3:p.End]), p)
+		return g.checkClaim(b, p, drop.SpoofedARP)
 	case wire.KindIPv4:
 		if !slices.Contains(g.v4, [4]byte(p.Src[:4])) {
 			return drop.SpoofedIP, srcAddr(p)
@@ -58,7 +59,7 @@ func (g *guard) check(b []byte, p *wire.Parsed) (reason drop.Reason, claimed net
 			return drop.SpoofedIP, srcAddr(p)
 		}
 		if p.ND {
-			return g.checkND(wire.ICMPv6(b[p.L4:p.End]), p)
+			return g.checkClaim(b, p, drop.SpoofedND)
 		}
 	}
 	return drop.None, claimed
@@ -70,29 +71,27 @@ func unspecifiedAllowed(p *wire.Parsed) bool {
 	return p.Src == [16]byte{} && p.Proto == wire.ProtoICMPv6 && p.Dst[0] == 0xff
 }
 
-// checkARP lets the station ask and answer for its own addresses, and probe for any (RFC 5227 section 2.1).
-func (g *guard) checkARP(arp wire.ARP, p *wire.Parsed) (drop.Reason, netip.Addr) {
-	sender := [4]byte(p.Src[:4])
-	probe := sender == [4]byte{} && arp.Op() == wire.ARPRequest
-	if arp.SenderMAC() != g.mac || !probe && !slices.Contains(g.v4, sender) {
-		return drop.SpoofedARP, arp.SenderIP()
+// checkClaim lets the station speak for its own addresses with its own MAC, and probe for any address. What
+// can't be understood in one way only is dropped for the reason, too.
+func (g *guard) checkClaim(b []byte, p *wire.Parsed, reason drop.Reason) (drop.Reason, netip.Addr) {
+	c, finding := neigh.ReadClaim(b, p)
+	switch finding {
+	case neigh.NoClaim:
+		return drop.None, netip.Addr{}
+	case neigh.RouterOnly:
+		return drop.RouterAdvert, netip.Addr{}
+	case neigh.Claimed:
+		if (c.Probe || g.owns(c.Addr)) && (c.MAC.IsZero() || c.MAC == g.mac) {
+			return drop.None, netip.Addr{}
+		}
+		return reason, c.Addr
 	}
-	return drop.None, netip.Addr{}
+	return reason, netip.Addr{}
 }
 
-// checkND lets the station solicit, and advertise its own addresses with its own MAC.
-func (g *guard) checkND(m wire.ICMPv6, p *wire.Parsed) (drop.Reason, netip.Addr) {
-	if m.Type() == wire.ICMPv6RouterAdvert || m.Type() == wire.ICMPv6Redirect {
-		return drop.RouterAdvert, netip.Addr{}
+func (g *guard) owns(a netip.Addr) bool {
+	if a.Is4() {
+		return slices.Contains(g.v4, a.As4())
 	}
-	options, ok := wire.NDOptionsOf(m)
-	if p.Fragment || !ok || !options.OnlyOf(g.mac) { // of a fragment, the rest can't be seen
-		return drop.SpoofedND, srcAddr(p)
-	}
-	if m.Type() == wire.ICMPv6NeighborAdvert {
-		if target := wire.NeighborAdvert(m).Target(); !slices.Contains(g.v6, target.As16()) {
-			return drop.SpoofedND, target
-		}
-	}
-	return drop.None, netip.Addr{}
+	return slices.Contains(g.v6, a.As16())
 }

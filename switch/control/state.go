@@ -3,8 +3,8 @@
 package control
 
 import (
-	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -50,133 +50,41 @@ type Node struct {
 	PodSubnets []netip.Prefix
 	Underlay   []netip.Addr // the first one is the tunnels' end
 	RouterMAC  wire.MAC
-	MTU        int      // of pods and of the host's device
-	TunnelMTU  int      // what a tunnel carries: the underlay's MTU less the encapsulation
-	Stretched  []uint32 // VNIs of the networks that are one segment with the peers'
-	Guard      bool     // pods may only send from what they were given
-	BUM        int      // broadcast, unknown-destination and multicast frames a second that a port may send
+	MTU        int            // of pods and of the host's device
+	TunnelMTU  int            // what a tunnel carries: the underlay's MTU less the encapsulation
+	Stretched  []uint32       // VNIs of the networks that are one segment with the peers'
+	Guard      bool           // pods may only send from what they were given
+	BUM        int            // broadcast, unknown-destination and multicast frames a second that a port may send
+	Networks   []LocalNetwork // that pods' addresses must not overlap; see LocalNetworks
 }
 
-// claim is an address range with its owner's name, for messages that name both sides.
-type claim struct {
-	owner  string
-	prefix netip.Prefix
+// LocalNetwork is the network of an address that an interface of this node has.
+type LocalNetwork struct {
+	Device string
+	Prefix netip.Prefix
 }
 
-// Validate checks the state as a whole, as this node sees it. The error lists everything that is wrong.
-func (s *State) Validate(n *Node) error {
-	var errs []error
-	names := map[string]bool{}
-	underlay := map[netip.Addr]string{}
-	subnets := []claim{}
-	for _, prefix := range n.PodSubnets {
-		subnets = append(subnets, claim{n.Name + " (this node)", prefix})
-		if len(s.ClusterCIDRs) > 0 && !s.inCluster(prefix) {
-			errs = append(errs, fmt.Errorf("clusterCIDRs: %v don't contain this node's pod subnet %s", s.ClusterCIDRs, prefix))
-		}
+// LocalNetworks returns the networks of this node's interfaces, in the network namespace of the caller's
+// thread, except those of the devices that are named: the switch's own.
+func LocalNetworks(except ...string) ([]LocalNetwork, error) {
+	devices, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("list the node's interfaces: %w", err)
 	}
-	for _, a := range n.Underlay {
-		errs = append(errs, s.validateUnderlay(claim{n.Name, single(a)}, underlay))
-	}
-	for _, cidr := range s.ClusterCIDRs {
-		if cidr != cidr.Masked() {
-			errs = append(errs, fmt.Errorf("clusterCIDRs: %s has host bits set; write %s", cidr, cidr.Masked()))
-		}
-	}
-	if len(s.ClusterCIDRs) == 0 && len(s.Peers) > 0 {
-		errs = append(errs, errors.New("clusterCIDRs is missing; it holds the pod subnets of all nodes, for example [10.244.0.0/16]"))
-	}
-	for i := range s.Peers {
-		p := &s.Peers[i]
-		if p.Name == "" {
-			errs = append(errs, fmt.Errorf("peers[%d]: it has no name", i))
+	var networks []LocalNetwork
+	for _, d := range devices {
+		if slices.Contains(except, d.Name) {
 			continue
 		}
-		if names[p.Name] {
-			errs = append(errs, fmt.Errorf("peer %s: the name occurs twice; names identify nodes", p.Name))
+		assigned, err := d.Addrs()
+		if err != nil {
+			return nil, fmt.Errorf("list the addresses of interface %s: %w", d.Name, err)
 		}
-		names[p.Name] = true
-		if p.Name == n.Name {
-			errs = append(errs, p.matches(n))
-			continue
-		}
-		errs = append(errs, p.validate(n))
-		for _, a := range p.Underlay {
-			errs = append(errs, s.validateUnderlay(claim{p.Name, single(a)}, underlay))
-		}
-		for _, prefix := range p.PodSubnets {
-			errs = append(errs, s.validateSubnet(claim{p.Name, prefix}, subnets))
-			subnets = append(subnets, claim{p.Name, prefix})
+		for _, a := range assigned {
+			if p, err := netip.ParsePrefix(a.String()); err == nil { // an interface's is always a prefix
+				networks = append(networks, LocalNetwork{d.Name, p.Masked()})
+			}
 		}
 	}
-	return errors.Join(errs...)
-}
-
-// matches holds this node's own entry against its configuration: the other nodes go by the entry.
-func (p *Peer) matches(n *Node) error {
-	for _, a := range p.Underlay {
-		if !slices.Contains(n.Underlay, a) {
-			return fmt.Errorf("peer %s is this node, but underlay %s is none of its own %v", p.Name, a, n.Underlay)
-		}
-	}
-	for _, prefix := range p.PodSubnets {
-		if !slices.Contains(n.PodSubnets, prefix) {
-			return fmt.Errorf("peer %s is this node, but pod subnet %s is none of its own %v", p.Name, prefix, n.PodSubnets)
-		}
-	}
-	return nil
-}
-
-func (p *Peer) validate(n *Node) error {
-	if len(p.Underlay) == 0 {
-		return fmt.Errorf("peer %s: underlay is missing", p.Name)
-	}
-	if _, ok := p.VTEP(n.Underlay[0]); !ok {
-		return fmt.Errorf("peer %s: no underlay address of the tunnels' family (this node's is %s)", p.Name, n.Underlay[0])
-	}
-	if p.MAC.IsMulticast() {
-		return fmt.Errorf("peer %s: mac %s is a group address", p.Name, p.MAC)
-	}
-	return nil
-}
-
-// validateUnderlay refuses what is no node's address, somebody else's, or a pod's: the route to it would
-// take over the pod's, or lead tunnels through themselves.
-func (s *State) validateUnderlay(c claim, taken map[netip.Addr]string) error {
-	a := c.prefix.Addr()
-	if !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
-		return fmt.Errorf("node %s: underlay %s is no unicast address of a node", c.owner, a)
-	}
-	if other, dup := taken[a]; dup {
-		return fmt.Errorf("node %s: underlay %s is that of %s already", c.owner, a, other)
-	}
-	taken[a] = c.owner
-	if s.inCluster(c.prefix) {
-		return fmt.Errorf("node %s: underlay %s lies inside of clusterCIDRs %v, which are the pods'", c.owner, a, s.ClusterCIDRs)
-	}
-	return nil
-}
-
-func (s *State) validateSubnet(c claim, others []claim) error {
-	if c.prefix != c.prefix.Masked() {
-		return fmt.Errorf("peer %s: podSubnets: %s has host bits set; write %s", c.owner, c.prefix, c.prefix.Masked())
-	}
-	if !s.inCluster(c.prefix) {
-		return fmt.Errorf("peer %s: podSubnets: %s lies outside of clusterCIDRs %v", c.owner, c.prefix, s.ClusterCIDRs)
-	}
-	for _, o := range others {
-		if o.prefix.Overlaps(c.prefix) {
-			return fmt.Errorf("peer %s: podSubnets: %s overlaps %s of %s", c.owner, c.prefix, o.prefix, o.owner)
-		}
-	}
-	return nil
-}
-
-func (s *State) inCluster(p netip.Prefix) bool {
-	for _, c := range s.ClusterCIDRs {
-		if c.Bits() <= p.Bits() && c.Contains(p.Addr()) {
-			return true
-		}
-	}
-	return false
+	return networks, nil
 }
