@@ -43,20 +43,14 @@ func (a *addresses) UnmarshalYAML(n *yaml.Node) error {
 	return n.Decode((*[]netip.Addr)(a))
 }
 
-// Parse reads the contents of a peers.yaml. Unknown keys are errors: a misspelt one would be ignored
-// until traffic fails.
+// Parse reads the contents of a peers.yaml.
 func Parse(b []byte) (control.State, error) {
 	var f file
-	dec := yaml.NewDecoder(bytes.NewReader(b))
-	dec.KnownFields(true)
-	switch err := dec.Decode(&f); {
+	switch err := Decode(b, &f); {
 	case errors.Is(err, io.EOF): // what a full disk leaves; a node without peers says so
 		return control.State{}, errors.New("the file is empty; a node without peers writes 'peers: []'")
 	case err != nil:
 		return control.State{}, err
-	}
-	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return control.State{}, errors.New("more than one YAML document; join them")
 	}
 	s := control.State{ClusterCIDRs: f.ClusterCIDRs}
 	for _, p := range f.Peers {
