@@ -49,7 +49,7 @@ var views = []view{
 		tableOf("PEER\tUNDERLAY\tPOD SUBNETS\tROUTER MAC", func(p observe.Peer) []any { return []any{p.Name, join(p.Underlay), join(p.PodSubnets), p.MAC} })},
 	{"drops", "What was dropped, where and why",
 		blocksOf("PORT\tREASON\tFRAMES\tWIRE\tLAST EXAMPLE",
-			func(d observe.Drop) []any { return []any{d.Port, d.Reason, d.Frames, d.WireFrames, age(d.ExampleAt)} },
+			func(d observe.Drop) []any { return []any{d.Port, d.Reason, d.Frames, d.WireFrames, age(time.Now(), d.ExampleAt)} },
 			func(d observe.Drop) []string { return []string{d.Explain, d.Example} })},
 	{"offloads", "Which offloads each port takes; the switch does the others in software",
 		tableOf("PORT\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
@@ -191,11 +191,11 @@ func or[T comparable](v T) any {
 }
 
 // age says how long ago something was, in the largest unit that fits.
-func age(at time.Time) string {
+func age(now, at time.Time) string {
 	if at.IsZero() {
 		return "-"
 	}
-	d := max(0, time.Since(at)) // the agent's clock and ours may have been set in between
+	d := max(0, now.Sub(at)) // below 0 when the clock was set in between
 	for _, u := range []struct {
 		unit time.Duration
 		name string

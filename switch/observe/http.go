@@ -1,12 +1,17 @@
 package observe
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
+	"syscall"
 	"time"
 )
 
@@ -68,18 +73,41 @@ func (c Client) Raw(ctx context.Context, view string) ([]byte, error) {
 	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", c.Socket)
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/"+view, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/"+url.PathEscape(view), nil)
 	if err != nil {
 		return nil, err
 	}
 	resp, err := (&http.Client{Transport: tr}).Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("no agent answers on %s (is 'tapyard agent' running? --socket or --node names another): %w", c.Socket, err)
+		return nil, c.unanswered(err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("agent on %s: %s: %s", c.Socket, resp.Status, b)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("agent on %s: %s: %w", c.Socket, view, err)
+	case resp.StatusCode == http.StatusNotFound:
+		return nil, fmt.Errorf("the agent on %s doesn't know %q: it is of another version than this program; restart it", c.Socket, view)
+	case resp.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("agent on %s: %s: %s: %s", c.Socket, view, resp.Status, bytes.TrimSpace(b))
 	}
-	return b, err
+	return b, nil
+}
+
+// unanswered says why nobody answered, and what to do.
+func (c Client) unanswered(err error) error {
+	var why *net.OpError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("no agent: the socket %s is not there; start one ('systemctl start tapyard', or 'tapyard agent'), or name another by --socket or --node", c.Socket)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no agent: nobody listens on %s, whose agent has ended; start it ('systemctl start tapyard', or 'tapyard agent'), or name another by --socket or --node", c.Socket)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s belongs to the agent's user; ask as root", c.Socket)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("the agent on %s gave no answer in %v; its log may say why", c.Socket, requestTimeout)
+	case errors.As(err, &why):
+		return fmt.Errorf("ask the agent on %s: %w", c.Socket, why.Err)
+	}
+	return fmt.Errorf("ask the agent on %s: %w", c.Socket, err)
 }
