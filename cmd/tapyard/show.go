@@ -49,7 +49,9 @@ var views = []view{
 		tableOf("PEER\tUNDERLAY\tPOD SUBNETS\tROUTER MAC", func(p observe.Peer) []any { return []any{p.Name, join(p.Underlay), join(p.PodSubnets), p.MAC} })},
 	{"drops", "What was dropped, where and why",
 		blocksOf("PORT\tREASON\tFRAMES\tWIRE\tLAST EXAMPLE",
-			func(d observe.Drop) []any { return []any{d.Port, d.Reason, d.Frames, d.WireFrames, age(time.Now(), d.ExampleAt)} },
+			func(d observe.Drop) []any {
+				return []any{d.Port, d.Reason, d.Frames, d.WireFrames, age(time.Now(), d.ExampleAt)}
+			},
 			func(d observe.Drop) []string { return []string{d.Explain, d.Example} })},
 	{"offloads", "Which offloads each port takes; the switch does the others in software",
 		tableOf("PORT\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
