@@ -160,6 +160,8 @@ func advice(value string, t reflect.Type, err error) string {
 		err = fmt.Errorf("%q is none of debug, info, warn and error", value)
 	case reflect.TypeFor[int]():
 		err = fmt.Errorf("%q is not a whole number", value)
+	case reflect.TypeFor[bool]():
+		err = fmt.Errorf("%q is neither true nor false", value)
 	case reflect.TypeFor[uint16](), reflect.TypeFor[uint32]():
 		err = fmt.Errorf("%q is not a whole number from 0 to %d", value, uint64(1)<<t.Bits()-1)
 	}

@@ -74,6 +74,7 @@ func TestDecodeAdvice(t *testing.T) {
 		Port  uint16     `yaml:"port"`
 		VNI   uint32     `yaml:"vni"`
 		MTU   int        `yaml:"mtu"`
+		Guard bool       `yaml:"sourceGuard"`
 	}
 	if err := Decode([]byte("logLevel: debug\nport: 4789"), &v); err != nil || v.Port != 4789 || v.Level != slog.LevelDebug {
 		t.Fatalf("%+v, %v", v, err)
@@ -81,8 +82,9 @@ func TestDecodeAdvice(t *testing.T) {
 	want := `line 1: logLevel: "loud" is none of debug, info, warn and error
 line 2: port: "65536" is not a whole number from 0 to 65535
 line 3: vni: "-1" is not a whole number from 0 to 4294967295
-line 4: mtu: "big" is not a whole number`
-	if err := Decode([]byte("logLevel: loud\nport: 65536\nvni: -1\nmtu: big"), &v); err == nil || err.Error() != want {
+line 4: mtu: "big" is not a whole number
+line 5: sourceGuard: "maybe" is neither true nor false`
+	if err := Decode([]byte("logLevel: loud\nport: 65536\nvni: -1\nmtu: big\nsourceGuard: maybe"), &v); err == nil || err.Error() != want {
 		t.Errorf("%v\nwant\n%s", err, want)
 	}
 	if err := Decode([]byte("# nothing yet\n"), &v); err != io.EOF {
