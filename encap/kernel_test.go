@@ -20,14 +20,17 @@ import (
 )
 
 // kernelVXLAN gives n a vxlan device that is ipB at macB in VNI 42, and knows ipA at macA beyond the
-// Tunnel. It returns a UDP socket behind it.
-func (n *node) kernelVXLAN(t *testing.T, family string) (conn *net.UDPConn) {
+// Tunnel, with further options of "ip link add type vxlan". It returns a UDP socket behind it.
+func (n *node) kernelVXLAN(t *testing.T, options ...string) (conn *net.UDPConn) {
 	t.Helper()
+	args := []string{"link", "add", "vx", "address", macB.String(), "mtu", "1400", "type", "vxlan", "id", "42", "dstport", "4789",
+		"local", n.addr.String(), "remote", n.far.addr.String()}
+	if out, err := n.ns.Command("ip", append(args, options...)...).CombinedOutput(); err != nil {
+		t.Fatalf("ip %v: %v: %s", args, err, out)
+	}
 	n.ns.Do(t, func() {
-		vx := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx", HardwareAddr: macB[:], MTU: 1400}, VxlanId: 42,
-			Port: DefaultPort, SrcAddr: n.addr.AsSlice(), Group: n.far.addr.AsSlice(), Learning: true,
-			UDPCSum: family == "IPv4"} // over IPv6 it always sends checksums
-		must(t, netlink.LinkAdd(vx))
+		vx, err := netlink.LinkByName("vx")
+		must(t, err)
 		must(t, netlink.LinkSetUp(vx))
 		addr, err := netlink.ParseAddr(ipB.String() + "/24")
 		must(t, err)
@@ -50,7 +53,7 @@ func TestKernelVXLAN(t *testing.T) {
 			r := seed.Rand(t)
 			a, b := newUnderlay(t, family)
 			a.open(t, 1)
-			conn := b.kernelVXLAN(t, family)
+			conn := b.kernelVXLAN(t)
 			out, in := newSender(a.tunnel, 0), newReceiver(a.tunnel)
 			for _, size := range []struct{ payload, gso int }{{0, 0}, {1, 0}, {1201, 0}, {12345, 1300}, {2600, 1300}} {
 				payload := randomBytes(r, size.payload)
@@ -113,6 +116,71 @@ func requireUDPFrame(t *testing.T, got received, payload []byte) {
 	pseudo := wire.PseudoHeader(got.bytes[wire.EthernetLen:], false, wire.ProtoUDP, int(udp.Length))
 	if !wire.UDP(slices.Concat(udp.Contents, udp.Payload)).ChecksumOK(pseudo) {
 		t.Errorf("the inner checksum 0x%04x is wrong", udp.Checksum)
+	}
+}
+
+// The kernel's device may leave outer checksums out, over IPv6 too (RFC 6935), and sets flags of its
+// extensions; what it sends arrives, and it takes what we send.
+func TestKernelVXLANVariants(t *testing.T) {
+	const groupPolicy = 0x1234
+	for name, test := range map[string]struct {
+		family  string
+		options []string
+		zero    bool // outer checksums
+		flags   uint32
+	}{
+		"checksum":              {"IPv4", []string{"udpcsum"}, false, 0x08000000},
+		"no checksum":           {"IPv4", []string{"noudpcsum"}, true, 0x08000000},
+		"checksum, IPv6":        {"IPv6", []string{"noudp6zerocsumtx", "noudp6zerocsumrx"}, false, 0x08000000},
+		"no checksum, IPv6":     {"IPv6", []string{"udp6zerocsumtx", "noudp6zerocsumrx"}, true, 0x08000000},
+		"accepts none, IPv6":    {"IPv6", []string{"udp6zerocsumrx"}, false, 0x08000000},
+		"group policy":          {"IPv4", []string{"gbp"}, false, 0x88000000 | groupPolicy},
+		"group policy and none": {"IPv6", []string{"gbp", "udp6zerocsumtx"}, true, 0x88000000 | groupPolicy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newUnderlay(t, test.family)
+			a.open(t, 1)
+			conn := b.kernelVXLAN(t, test.options...)
+			markGroup(t, conn, groupPolicy)
+			var fd int
+			a.ns.Do(t, func() { fd = capture(t, "under") })
+			out, in := newSender(a.tunnel, 0), newReceiver(a.tunnel)
+			payload := []byte("from the device")
+			_, err := conn.WriteToUDPAddrPort(payload, netip.AddrPortFrom(ipA, 4000))
+			must(t, err)
+			requireUDPFrame(t, receiveUDP(t, in), payload)
+			requireDrops(t, &in.st, nil)
+			sum, flags := outerSumAndFlags(t, fd, payload)
+			if (sum == 0) != test.zero || flags != test.flags {
+				t.Errorf("the device sent a checksum 0x%04x, flags 0x%08x", sum, flags)
+			}
+			bytes, m := udpFrame(5000, payload, 0)
+			out.add(t, bytes).Meta = m
+			out.send(t)
+			requireDatagrams(t, conn, payload, 0)
+		})
+	}
+}
+
+// markGroup has the kernel mark what the socket sends, from which a device with "gbp" makes a group policy.
+func markGroup(t *testing.T, conn *net.UDPConn, group int) {
+	t.Helper()
+	raw, err := conn.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) { must(t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, group)) }))
+}
+
+// outerSumAndFlags returns the outer UDP checksum and the VXLAN header's first word of the captured datagram
+// that ends with payload.
+func outerSumAndFlags(t *testing.T, fd int, payload []byte) (sum uint16, flags uint32) {
+	t.Helper()
+	for {
+		b := nextUDP(t, fd)
+		if !bytes.HasSuffix(b, payload) {
+			continue // the kernel's own multicast
+		}
+		outer, _ := gopacket.NewPacket(b, layers.LayerTypeEthernet, gopacket.Default).Layer(layers.LayerTypeUDP).(*layers.UDP)
+		return outer.Checksum, binary.BigEndian.Uint32(outer.Payload)
 	}
 }
 

@@ -3,6 +3,7 @@ package encap
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -16,27 +17,30 @@ import (
 
 // Whoever starts a second switch, or has a vxlan device, reads who is in the way.
 func TestPortTaken(t *testing.T) {
-	local := netip.MustParseAddr("127.0.0.1")
+	local, local6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
 	us := fmt.Sprintf("encap.test (pid %d)", os.Getpid())
 	for name, test := range map[string]struct {
-		take func()
-		want string
+		local netip.Addr
+		take  func()
+		want  string
 	}{
-		"same address":   {func() { takePort(t, &unix.SockaddrInet4{Addr: local.As4(), Port: DefaultPort}, 0) }, us},
-		"shared":         {func() { takePort(t, &unix.SockaddrInet4{Addr: local.As4(), Port: DefaultPort}, 1) }, us},
-		"all IPv4":       {func() { takePort(t, &unix.SockaddrInet4{Port: DefaultPort}, 0) }, us},
-		"all":            {func() { takePort(t, &unix.SockaddrInet6{Port: DefaultPort}, 0) }, us},
-		"another Tunnel": {func() { openTunnel(t, local, 2, &VTEPTable{}) }, us},
-		"kernel": {func() {
-			vx := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx"}, VxlanId: 1, Port: DefaultPort}
-			must(t, netlink.LinkAdd(vx))
-			must(t, netlink.LinkSetUp(vx))
-		}, "the kernel (a vxlan device?"},
+		"same address":          {local, func() { takePort(t, &unix.SockaddrInet4{Addr: local.As4(), Port: DefaultPort}, 0) }, us},
+		"same address, IPv6":    {local6, func() { takePort(t, &unix.SockaddrInet6{Addr: local6.As16(), Port: DefaultPort}, 0) }, us},
+		"shared":                {local, func() { takePort(t, &unix.SockaddrInet4{Addr: local.As4(), Port: DefaultPort}, 1) }, us},
+		"shared, IPv6":          {local6, func() { takePort(t, &unix.SockaddrInet6{Addr: local6.As16(), Port: DefaultPort}, 1) }, us},
+		"all IPv4":              {local, func() { takePort(t, &unix.SockaddrInet4{Port: DefaultPort}, 0) }, us},
+		"all":                   {local, func() { takePort(t, &unix.SockaddrInet6{Port: DefaultPort}, 0) }, us},
+		"all, IPv6":             {local6, func() { takePort(t, &unix.SockaddrInet6{Port: DefaultPort}, 0) }, us},
+		"another Tunnel":        {local, func() { openTunnel(t, local, 1, &VTEPTable{}) }, us},
+		"another, many workers": {local, func() { openTunnel(t, local, 4, &VTEPTable{}) }, us},
+		"another of both, IPv6": {local6, func() { openTunnel(t, local6, 4, &VTEPTable{}) }, us},
+		"kernel":                {local, func() { vxlanDevice(t, nil) }, "the kernel (a vxlan device?"},
+		"kernel, IPv6":          {local6, func() { vxlanDevice(t, local6.AsSlice()) }, "the kernel (a vxlan device?"},
 	} {
 		nstest.New(t).Do(t, func() {
 			test.take()
 			before := descriptors(t)
-			_, err := Open(Config{Name: "vxlan0", Local: local, Workers: 2, Peers: &VTEPTable{}})
+			_, err := Open(Config{Name: "vxlan0", Local: test.local, Workers: 2, Peers: &VTEPTable{}})
 			if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("%s: error %q, want one with %q", name, err, test.want)
 			}
@@ -45,6 +49,14 @@ func TestPortTaken(t *testing.T) {
 			}
 		})
 	}
+}
+
+// vxlanDevice makes the kernel listen, at all IPv4 addresses or at one IPv6 address.
+func vxlanDevice(t *testing.T, local net.IP) {
+	t.Helper()
+	vx := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx"}, VxlanId: 1, Port: DefaultPort, SrcAddr: local}
+	must(t, netlink.LinkAdd(vx))
+	must(t, netlink.LinkSetUp(vx))
 }
 
 func takePort(t *testing.T, sa unix.Sockaddr, share int) {

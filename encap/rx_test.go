@@ -27,6 +27,9 @@ func TestRecvDrops(t *testing.T) {
 			vxlan(42, []byte("a frame")),
 			vxlan(0xffffff, nil),
 			{0xff, 0xff, 0xff, 0xff, 0, 0, 1, 0xff, 'r'}, // reserved bits are ignored
+			{0x88, 0x08, 0x12, 0x34, 0, 0, 2, 0, 'g'},    // a group policy, as from a device with "gbp"
+			{0x0c, 0, 0, 3, 0, 0, 3, 0, 'e'},             // VXLAN-GPE with Ethernet inside
+			{0x80, 0, 0x12, 0x34, 0, 0, 2, 0, 'g'},       // a group policy without I
 		} {
 			_, err := from.Write(datagram)
 			must(t, err)
@@ -35,15 +38,16 @@ func TestRecvDrops(t *testing.T) {
 		must(t, err)
 	})
 	in := newReceiver(tunnel)
-	want := []received{{[]byte("a frame"), 42, 1, 0}, {nil, 0xffffff, 1, 0}, {[]byte("r"), 1, 1, 0}}
-	for i, got := range in.receive(t, 3) {
+	want := []received{{[]byte("a frame"), 42, 1, 0}, {nil, 0xffffff, 1, 0}, {[]byte("r"), 1, 1, 0},
+		{[]byte("g"), 2, 1, 0}, {[]byte("e"), 3, 1, 0}}
+	for i, got := range in.receive(t, len(want)) {
 		if w := want[i]; !bytes.Equal(got.bytes, w.bytes) || got.vni != w.vni || got.peer != w.peer {
 			t.Errorf("frame %d: %q, VNI %d, peer %d; want %q, VNI %d, peer %d", i, got.bytes, got.vni, got.peer, w.bytes, w.vni, w.peer)
 		}
 	}
-	requireDrops(t, &in.st, map[drop.Reason]counted{drop.NotVXLAN: {3, 3}, drop.UnknownPeer: {1, 1}})
-	if got := tally(&in.st.Rx); got != (counted{4, 4}) {
-		t.Errorf("rx %+v of frames that Recv dropped, want 4", got)
+	requireDrops(t, &in.st, map[drop.Reason]counted{drop.NotVXLAN: {4, 4}, drop.UnknownPeer: {1, 1}})
+	if got := tally(&in.st.Rx); got != (counted{5, 5}) {
+		t.Errorf("rx %+v of frames that Recv dropped, want 5", got)
 	}
 }
 
@@ -140,16 +144,23 @@ func FuzzDecap(f *testing.F) {
 	must(f, peers.Set([]Peer{{Name: "peer", Underlay: peer}}))
 	q := newRxQueue(-1, peers)
 	p := frame.NewPool(1, frame.DefaultArena)
-	f.Add(vxlan(4242, []byte("an inner frame")), true)
-	f.Add(vxlan(4242, []byte("an inner frame")), false)
-	f.Add([]byte{0x08}, true)
-	f.Fuzz(func(t *testing.T, datagram []byte, fromPeer bool) {
+	f.Add(vxlan(4242, []byte("an inner frame")), true, false, uint8(0))
+	f.Add(vxlan(4242, []byte("an inner frame")), false, false, uint8(0))
+	f.Add([]byte{0x08}, true, true, uint8(3))
+	for _, b := range ecnFrames(f) {
+		for outer := range uint8(4) {
+			f.Add(vxlan(4242, b), true, outer%2 == 0, 0xb8|outer)
+			f.Add(vxlan(4242, b[:len(b)-9]), true, false, outer)
+		}
+	}
+	f.Fuzz(func(t *testing.T, datagram []byte, fromPeer, v6 bool, tos uint8) {
 		from := netip.MustParseAddr("10.0.0.2")
 		if fromPeer {
 			from = peer
 		}
 		q.from[0].encode(netip.AddrPortFrom(from, 61000))
 		q.msgs[0].len = uint32(copy(q.slots[0], datagram))
+		q.tos[0] = receivedTOS(v6, tos)
 		q.next, q.got = 0, 1
 		var b frame.Burst
 		var st port.Stats
@@ -164,6 +175,10 @@ func FuzzDecap(f *testing.F) {
 		case !fromPeer:
 			reason = drop.UnknownPeer
 		}
+		var want []byte
+		if reason == drop.None {
+			want, reason = modelECN(tos, datagram[8:])
+		}
 		if reason != drop.None {
 			if b.Len() != 0 {
 				t.Fatalf("delivered, want %v", reason)
@@ -173,8 +188,8 @@ func FuzzDecap(f *testing.F) {
 		}
 		vni := uint32(datagram[4])<<16 | uint32(datagram[5])<<8 | uint32(datagram[6])
 		got := b.Frames()[0]
-		if got.VNI != vni || got.Peer != 1 || !bytes.Equal(got.Bytes(), q.slots[0][8:q.msgs[0].len]) {
-			t.Fatalf("VNI %d, want %d, peer %d, %x", got.VNI, vni, got.Peer, got.Bytes())
+		if got.VNI != vni || got.Peer != 1 || !bytes.Equal(got.Bytes(), want) {
+			t.Fatalf("VNI %d, want %d, peer %d\n got %x\nwant %x", got.VNI, vni, got.Peer, got.Bytes(), want)
 		}
 	})
 }

@@ -104,6 +104,28 @@ func TestIPv4ChecksumOK(t *testing.T) {
 	}
 }
 
+// A right checksum stays right, 0x0000 and 0xffff told apart, and a wrong one stays as wrong as it was.
+func TestIPv4SetECN(t *testing.T) {
+	r := seed.Rand(t)
+	for range rounds(20000) {
+		ip := IPv4(randomBytes(r, 24))
+		ip[ipv4VersionIHL] = 0x46
+		ip.UpdateChecksum()
+		want, ecn := bytes.Clone(ip), uint8(r.IntN(4))
+		want[ipv4TOS] = want[ipv4TOS]&0xfc | ecn
+		IPv4(want).UpdateChecksum()
+		broken := bytes.Clone(ip)
+		broken[ipv4TTL] ^= 1 << r.IntN(8)
+		ip.SetECN(ecn)
+		if !bytes.Equal(ip, want) {
+			t.Fatalf("ECN %d\n got % x\nwant % x", ecn, []byte(ip), want)
+		}
+		if IPv4(broken).SetECN(ecn); slowSum(broken, 0) == 0xffff {
+			t.Fatalf("ECN %d made a wrong checksum right: % x", ecn, broken)
+		}
+	}
+}
+
 func FuzzIPv4(f *testing.F) {
 	addSeeds(f, EthernetLen, "udpv4", "tcpv4", "icmpv4LastFragment", "vxlanARP")
 	f.Fuzz(func(t *testing.T, b []byte) {

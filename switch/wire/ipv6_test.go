@@ -50,6 +50,10 @@ func TestIPv6ClassAndFlow(t *testing.T) {
 	if !bytes.Equal(ip[:4], unhex("6b9e dcba")) || ip.HopLimit() != 63 {
 		t.Errorf("% x", []byte(ip[:8]))
 	}
+	ip.SetECN(ECNECT0)
+	if !bytes.Equal(ip[:4], unhex("6bae dcba")) {
+		t.Errorf("% x", []byte(ip[:4]))
+	}
 	ip.SetTrafficClass(0)
 	if !bytes.Equal(ip[:4], unhex("600e dcba")) {
 		t.Errorf("% x", []byte(ip[:4]))
