@@ -24,7 +24,7 @@ import (
 func (n *node) kernelVXLAN(t *testing.T, options ...string) (conn *net.UDPConn) {
 	t.Helper()
 	args := []string{"link", "add", "vx", "address", macB.String(), "mtu", "1400", "type", "vxlan", "id", "42", "dstport", "4789",
-		"local", n.addr.String(), "remote", n.far.addr.String()}
+		"remote", n.far.addr.String()}
 	if out, err := n.ns.Command("ip", append(args, options...)...).CombinedOutput(); err != nil {
 		t.Fatalf("ip %v: %v: %s", args, err, out)
 	}
