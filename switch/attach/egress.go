@@ -58,7 +58,7 @@ func roomForPeers(c *netlink.Conn) error { return c.SetWriteBuffer(4 << 20) }
 
 func setEgress(conn *nftables.Conn, cfg EgressConfig) error {
 	if err := probe(conn); err != nil {
-		return fmt.Errorf("set nftables table inet %s: %w", egressTable.Name, err)
+		return fmt.Errorf("set nftables table inet %s: %w", egressTable.Name, explain(err))
 	}
 	// Deleting what may not be there is an error, and emptying the table would keep chains and sets of
 	// another type.
@@ -87,19 +87,21 @@ func RemoveEgress() error {
 
 func removeEgress() (removed bool, err error) {
 	conn, err := nftables.New()
-	if err != nil {
-		return false, fmt.Errorf("nftables: %w", err)
+	if err == nil {
+		err = probe(conn)
 	}
-	if err := probe(conn); errors.Is(err, errNoNAT) {
+	if errors.Is(err, errNoNAT) {
 		return false, nil // nor a table
 	}
-	conn.DelTable(egressTable)
-	err = conn.Flush()
+	if err == nil {
+		conn.DelTable(egressTable)
+		err = conn.Flush()
+	}
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("remove nftables table inet %s: %w", egressTable.Name, err)
+		return false, fmt.Errorf("remove nftables table inet %s: %w", egressTable.Name, explain(err))
 	}
 	return true, nil
 }
@@ -118,12 +120,15 @@ func probe(conn *nftables.Conn) error {
 	if errors.Is(err, unix.EINVAL) { // nfnetlink_rcv_msg: no such subsystem
 		return fmt.Errorf("%w: %w", errNoNAT, err)
 	}
-	return explain(err)
+	return err
 }
 
 // explain tells a kernel that lacks something from one that refuses. Whatever a transaction refers to, it
 // made before: what does not exist then is a type of chain, set or expression.
 func explain(err error) error {
+	if errors.Is(err, errNoNAT) {
+		return err
+	}
 	for _, lack := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
 		if errors.Is(err, lack) {
 			return fmt.Errorf("%w: %w", errNoNAT, err)
