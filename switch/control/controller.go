@@ -211,7 +211,7 @@ func diff(from, to map[netip.Prefix]vswitch.Adjacency) []vswitch.RouteChange {
 // AddPod connects a pod: its port, then its MAC and addresses, then the routes to it.
 func (c *Controller) AddPod(a attach.Attachment, p port.Port) (err error) {
 	addrs := a.Addrs()
-	cfg := vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: a.VNI, BUM: c.node.BUM}
+	cfg := vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: a.VNI, BUM: c.node.BUM, SYN: vswitch.DefaultSYN}
 	if c.node.Guard && len(addrs) > 0 { // whoever brings his own addresses can't be held to ours
 		cfg.Guard = &vswitch.Station{MAC: a.MAC, Addrs: addrs}
 	}
