@@ -174,6 +174,19 @@ func (l *hostileLab) station(p pod) station {
 	return st
 }
 
+// aim fills in who attacks whom.
+func (l *hostileLab) aim(spec attackSpec) attackSpec {
+	spec.Netns, spec.Own, spec.Victim, spec.Router = netnsPath(l.attacker.netns), l.station(l.attacker), l.station(l.to), l.gateway
+	return spec
+}
+
+// questions are the asker's: for the stream's receiver and the gateway, in both families.
+func (l *hostileLab) questions() askSpec {
+	to := l.station(l.to)
+	return askSpec{Netns: netnsPath(l.asker.netns), Device: podDevice, Own: l.station(l.asker), Every: askEvery,
+		Targets: []netip.Addr{to.IP4, to.IP6, l.gateway.IP4, l.gateway.IP6}}
+}
+
 // attackerDrops returns what the switch has dropped of the attacker's so far, by reason, and as "ring" what the
 // kernel dropped because the switch did not fetch it.
 func (l *hostileLab) attackerDrops(ctx context.Context) (map[string]uint64, error) {
@@ -281,8 +294,6 @@ type hostileWorkers struct{ receive, send, ask, attack *worker }
 func (s *session) startWorkers(ctx context.Context, l *hostileLab, spec attackSpec, d time.Duration) (w hostileWorkers, err error) {
 	from, to := l.pods()
 	at := netip.AddrPortFrom(to.addr, tcpPort)
-	spec.Netns, spec.Own, spec.Victim, spec.Router = netnsPath(l.attacker.netns), l.station(l.attacker), l.station(to), l.gateway
-	victim := l.station(to)
 	for _, p := range []struct {
 		worker *(*worker)
 		verb   string
@@ -290,9 +301,8 @@ func (s *session) startWorkers(ctx context.Context, l *hostileLab, spec attackSp
 	}{
 		{&w.receive, verbReceive, streamSpec{Netns: netnsPath(to.netns), At: at}},
 		{&w.send, verbSend, streamSpec{Netns: netnsPath(from.netns), At: at, Time: d}},
-		{&w.ask, verbAsk, askSpec{Netns: netnsPath(l.asker.netns), Device: podDevice, Own: l.station(l.asker), Every: askEvery,
-			Targets: []netip.Addr{victim.IP4, victim.IP6, l.gateway.IP4, l.gateway.IP6}}},
-		{&w.attack, verbAttack, spec},
+		{&w.ask, verbAsk, l.questions()},
+		{&w.attack, verbAttack, l.aim(spec)},
 	} {
 		if *p.worker, err = startWorker(ctx, s.exe, p.verb, p.spec, s.load); err != nil {
 			return w, err

@@ -27,6 +27,7 @@ type askResult struct {
 	Asked    int
 	Answered int           // by the time that the same was asked again
 	Slowest  time.Duration // of the answers
+	Retries  int           // the most questions in a row for one target that had no answer
 	MACs     map[netip.Addr]wire.MAC
 }
 
@@ -35,6 +36,7 @@ type asker struct {
 	spec   askSpec
 	fd     int
 	open   map[netip.Addr]time.Time // questions without an answer, and when they were sent
+	missed map[netip.Addr]int       // questions in a row
 	result askResult
 }
 
@@ -86,7 +88,8 @@ func newAsker(spec askSpec) (*asker, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return &asker{spec: spec, fd: fd, open: map[netip.Addr]time.Time{}, result: askResult{MACs: map[netip.Addr]wire.MAC{}}}, nil
+	return &asker{spec: spec, fd: fd, open: map[netip.Addr]time.Time{}, missed: map[netip.Addr]int{},
+		result: askResult{MACs: map[netip.Addr]wire.MAC{}}}, nil
 }
 
 // onlyTo is a filter that passes frames for the address alone, or a storm would overflow the socket, and the
@@ -121,6 +124,10 @@ func (a *asker) question(target netip.Addr) error {
 		return fmt.Errorf("ask for %s: %w", target, err)
 	}
 	a.result.Asked++
+	if _, missed := a.open[target]; missed {
+		a.missed[target]++
+		a.result.Retries = max(a.result.Retries, a.missed[target])
+	}
 	a.open[target] = time.Now()
 	return nil
 }
@@ -174,6 +181,7 @@ func (a *asker) answer(frame []byte) {
 		return
 	}
 	delete(a.open, target)
+	delete(a.missed, target)
 	a.result.Answered++
 	a.result.Slowest = max(a.result.Slowest, time.Since(asked))
 	a.result.MACs[target] = mac

@@ -41,19 +41,17 @@ type attackResult struct {
 // attackKind is a way to trouble one's neighbours.
 type attackKind struct {
 	name string
-	// claims are the drop reasons under which a guarded switch counts it; empty where frames are legal each.
-	claims []string
 	// frames returns what writes the next frame, and returns its length.
 	frames func(*crafter) func(b []byte) int
 }
 
 var attackKinds = []attackKind{
-	{"macs", []string{"spoofed_mac"}, (*crafter).macs},
-	{"syn", nil, (*crafter).syn},
-	{"arp", nil, (*crafter).arp},
-	{"spoof", []string{"spoofed_ip", "spoofed_arp", "spoofed_nd"}, (*crafter).spoof},
-	{"gso", []string{"bad_offload"}, (*crafter).gso},
-	{"bcast", []string{"bum_limit"}, (*crafter).bcast},
+	{"macs", (*crafter).macs},
+	{"syn", (*crafter).syn},
+	{"arp", (*crafter).arp},
+	{"spoof", (*crafter).spoof},
+	{"gso", (*crafter).gso},
+	{"bcast", (*crafter).bcast},
 }
 
 // attackFrame is the longest frame of an attack: gso's, with its metadata.
