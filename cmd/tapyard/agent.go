@@ -111,6 +111,9 @@ func (a *agent) start(ctx context.Context) error {
 	a.cfg.MTU, a.cfg.Workers = mtu, a.cfg.workers() // from here on, and for `show config`, what is in force
 	a.node = a.cfg.node(mtu)
 	a.node.TunnelMTU = tunnelMTU
+	if a.node.Networks, err = control.LocalNetworks(attach.HostDevice); err != nil {
+		return err
+	}
 	if a.sw, err = vswitch.New(vswitch.Config{Workers: a.cfg.workers(), Log: a.log,
 		Ageing: time.Duration(a.cfg.Ageing) * time.Second}); err != nil {
 		return err

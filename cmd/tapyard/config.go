@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -13,11 +12,11 @@ import (
 	"runtime"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"tapyard/encap"
 	vswitch "tapyard/switch"
 	"tapyard/switch/control"
+	"tapyard/switch/control/static"
 	"tapyard/switch/wire"
 )
 
@@ -139,8 +138,8 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.String("config", defaultConfig, "configuration file")
 	f.StringVar(&c.Name, "name", c.Name, "this node's name, as in the peers file of the others")
 	f.StringVar(&c.Mode, "mode", c.Mode, "routed, or l2: a plain learning switch without gateway, tunnel and host TAP")
-	f.Var(&list[netip.Prefix]{v: &c.PodSubnets, parse: netip.ParsePrefix}, "pod-subnet", "this node's pod subnet, IPv4 or IPv6 (repeatable)")
-	f.Var(&list[netip.Addr]{v: &c.Underlay, parse: netip.ParseAddr}, "underlay", "this node's address, the first one ends the tunnels (repeatable)")
+	f.Var(&list[netip.Prefix]{v: &c.PodSubnets, parse: control.ParsePrefix}, "pod-subnet", "this node's pod subnet, IPv4 or IPv6 (repeatable)")
+	f.Var(&list[netip.Addr]{v: &c.Underlay, parse: control.ParseAddr}, "underlay", "this node's address, the first one ends the tunnels (repeatable)")
 	f.StringVar(&c.PeersFile, "peers-file", c.PeersFile, "the other nodes; reloaded on change")
 	f.StringVar(&c.RunDir, "run-dir", c.RunDir, "directory of cni.sock and admin.sock")
 	f.StringVar(&c.StateDir, "state-dir", c.StateDir, "directory of the attachments' database")
@@ -186,9 +185,7 @@ func readConfig(path string, named bool) (config, error) {
 	if err != nil {
 		return c, fmt.Errorf("configuration: %w", err)
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(b))
-	dec.KnownFields(true)
-	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+	if err := static.Decode(b, &c); err != nil && !errors.Is(err, io.EOF) {
 		return c, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	return c, nil

@@ -51,7 +51,7 @@ func newRig(t *testing.T) *rig {
 	must(t, sw.AddNetwork(vswitch.Network{VNI: 1, RouterMAC: routerMAC, Gateways: []netip.Addr{netip.MustParseAddr("10.244.1.1")}}))
 	ids := map[*porttest.Port]port.ID{}
 	for p, role := range map[*porttest.Port]vswitch.Role{r.pod: vswitch.RoleAccess, r.host: vswitch.RoleHost, r.tunnel: vswitch.RoleTunnel} {
-		ids[p], err = sw.Attach(p, role, 1)
+		ids[p], err = sw.Attach(p, vswitch.PortConfig{Role: role, VNI: 1})
 		must(t, err)
 	}
 	must(t, sw.AddStation(1, ids[r.pod], podMAC, []netip.Addr{podAddr4, podAddr6}))
