@@ -19,7 +19,7 @@ import (
 // which the node has pods:
 //
 //	set pods4   { type ipv4_addr; flags interval; elements = { 10.244.1.0/24 } }
-//	set direct4 { type ipv4_addr; flags interval; elements = { 10.244.0.0/16, 192.168.1.11-192.168.1.12, 224.0.0.0/4 } }
+//	set direct4 { type ipv4_addr; flags interval; elements = { 10.244.0.0/16, 192.168.1.11, 192.168.1.12, 224.0.0.0/4 } }
 //	chain postrouting {
 //		type nat hook postrouting priority srcnat; policy accept;
 //		ip saddr @pods4 ip daddr != @direct4 oifname != "tapyard0" masquerade fully-random
@@ -49,14 +49,6 @@ func SetEgress(cfg EgressConfig) error {
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
-	return setEgress(conn, cfg)
-}
-
-// roomForPeers lets a transaction be one message to the kernel, as it must be: a peer with an address of
-// each family takes 40 + 64 bytes, so that 4 MiB are 40,000 peers. The memory is taken while sending only.
-func roomForPeers(c *netlink.Conn) error { return c.SetWriteBuffer(4 << 20) }
-
-func setEgress(conn *nftables.Conn, cfg EgressConfig) error {
 	if err := probe(conn); err != nil {
 		return fmt.Errorf("set nftables table inet %s: %w", egressTable.Name, explain(err))
 	}
@@ -77,6 +69,10 @@ func setEgress(conn *nftables.Conn, cfg EgressConfig) error {
 	}
 	return nil
 }
+
+// roomForPeers lets a transaction be one message to the kernel, as it must be: a peer with an address of
+// each family takes 40 + 64 bytes, so that 4 MiB are 40,000 peers. The memory is taken while sending only.
+func roomForPeers(c *netlink.Conn) error { return c.SetWriteBuffer(4 << 20) }
 
 // RemoveEgress removes the table; that there is none is no error. Connections from pods beyond the cluster
 // break, unless another table keeps the kernel's connection tracking at work.
