@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -51,17 +52,27 @@ func TestHostilePodHarmsNobody(t *testing.T) {
 	s.subjects = append(s.subjects, l)
 	for i, kind := range attackKinds {
 		t.Run(kind.name, func(t *testing.T) {
-			before, err := l.attackerDrops(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			before := l.dropsAtRest(t)
 			requireUnharmed(t, s, l, attackSpec{Attack: kind.name, Device: podDevice, Seed: uint64(i)})
-			after, err := l.attackerDrops(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			requireReasons(t, attackDrops[kind.name], before, after)
+			requireReasons(t, attackDrops[kind.name], before, l.dropsAtRest(t))
 		})
+	}
+}
+
+// dropsAtRest waits until what an attack has left in the attacker's ring, 1000 frames, is gone.
+func (l *hostileLab) dropsAtRest(t *testing.T) map[string]uint64 {
+	t.Helper()
+	var last map[string]uint64
+	for {
+		drops, err := l.attackerDrops(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if maps.Equal(drops, last) {
+			return drops
+		}
+		last = drops
+		time.Sleep(300 * time.Millisecond)
 	}
 }
 
