@@ -50,9 +50,10 @@ func arpRequest(sender wire.MAC, senderIP, targetIP string) layers.ARP {
 	}
 }
 
-// gopacket writes the request and reads the answer. The request of a probe (RFC 5227) has no sender address.
+// gopacket writes the request and reads the answer. The request of a probe (RFC 5227) has no sender address, and
+// one from another subnet is answered as well (RFC 1027).
 func TestAnswerARP(t *testing.T) {
-	for _, senderIP := range []string{"10.244.1.5", "0.0.0.0"} {
+	for _, senderIP := range []string{"10.244.1.5", "0.0.0.0", "192.168.7.1"} {
 		req := arpRequest(asker, senderIP, "10.244.1.6")
 		out := dirty(ARPAnswerLen)
 		// Ethernet padding behind the request is no part of it.
@@ -158,24 +159,30 @@ func answer(t testing.TB, frame []byte, router bool) []byte {
 
 // gopacket writes the solicitation, reads the advertisement and computes its checksum anew.
 func TestAnswerND(t *testing.T) {
+	allNodes, allNodesMAC := netip.MustParseAddr("ff02::1"), wire.MAC{0x33, 0x33, 5: 1}
+	asIs := func(*solicit) {}
+	toStation := func(s *solicit) { s.eth.DstMAC, s.ip.DstIP = station[:], ip(station6) }
+	bare := func(s *solicit) { s.message.Options = nil }
+	withNonce := func(s *solicit) { s.message.Options = layers.ICMPv6Options{{Type: 14, Data: make([]byte, 6)}} }
 	for _, c := range []struct {
-		name           string
-		src            netip.Addr
-		router, toself bool
-		wantMAC        wire.MAC
-		wantIP         netip.Addr
-		wantFlags      uint8
+		name      string
+		src       netip.Addr
+		router    bool
+		change    func(*solicit)
+		wantMAC   wire.MAC
+		wantIP    netip.Addr
+		wantFlags uint8
 	}{
-		{"multicast", asker6, false, false, asker, asker6, 0x60},
-		{"unicast probe", asker6, false, true, asker, asker6, 0x60},
-		{"router", askerLL, true, false, asker, askerLL, 0xe0},
-		{"duplicate address detection", netip.IPv6Unspecified(), false, false, wire.MAC{0x33, 0x33, 5: 1}, netip.MustParseAddr("ff02::1"), 0x20},
-		{"duplicate of a router", netip.IPv6Unspecified(), true, false, wire.MAC{0x33, 0x33, 5: 1}, netip.MustParseAddr("ff02::1"), 0xa0},
+		{"multicast", asker6, false, asIs, asker, asker6, 0x60},
+		{"unicast probe", asker6, false, toStation, asker, asker6, 0x60},
+		{"from an optimistic address (RFC 4429)", asker6, false, bare, asker, asker6, 0x60},
+		{"router", askerLL, true, asIs, asker, askerLL, 0xe0},
+		{"duplicate address detection", netip.IPv6Unspecified(), false, asIs, allNodesMAC, allNodes, 0x20},
+		{"enhanced detection (RFC 7527)", netip.IPv6Unspecified(), false, withNonce, allNodesMAC, allNodes, 0x20},
+		{"duplicate of a router", netip.IPv6Unspecified(), true, asIs, allNodesMAC, allNodes, 0xa0},
 	} {
 		s := newSolicit(c.src)
-		if c.toself {
-			s.eth.DstMAC, s.ip.DstIP = station[:], ip(station6)
-		}
+		c.change(s)
 		got := answer(t, append(s.frame(t), 0, 0), c.router)
 		if len(got) != NDAnswerLen {
 			t.Errorf("%s: answer of %d bytes", c.name, len(got))
@@ -248,16 +255,20 @@ func TestAnswerNDRefusesFlippedBits(t *testing.T) {
 	}
 }
 
-// Solicitations must not be fragmented (RFC 6980), not even into one.
-func TestAnswerNDRefusesFragment(t *testing.T) {
-	whole := newSolicit(asker6).frame(t)
+// fragmented puts the packet into one fragment.
+func fragmented(whole []byte) []byte {
 	header := wire.EthernetLen + wire.IPv6Len
 	frame := append(bytes.Clone(whole[:header]), wire.ProtoICMPv6, 0, 0, 0, 0, 0, 0, 1)
 	frame = append(frame, whole[header:]...)
 	ip := wire.IPv6(frame[wire.EthernetLen:])
 	ip.SetNextHeader(wire.ProtoFragment)
 	ip.SetPayloadLen(ip.PayloadLen() + 8)
-	if len(answer(t, frame, false)) != 0 {
+	return frame
+}
+
+// Solicitations must not be fragmented (RFC 6980), not even into one.
+func TestAnswerNDRefusesFragment(t *testing.T) {
+	if len(answer(t, fragmented(newSolicit(asker6).frame(t)), false)) != 0 {
 		t.Error("answered")
 	}
 }
