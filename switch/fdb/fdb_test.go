@@ -296,6 +296,30 @@ func TestSeenAmongExpiries(t *testing.T) {
 	}
 }
 
+// Pods are attached whose MACs were learned and are just ageing: none may go.
+func TestInsertAmongExpiries(t *testing.T) {
+	const n = 256
+	for range scaled(2_000) {
+		table := New(Config{MaxLearned: n, MaxLearnedPerPort: n, Ageing: time.Second})
+		for i := range n {
+			table.Learn(0, 1, station(i), port.Dest{Port: 1})
+		}
+		var attach sync.WaitGroup
+		attach.Go(func() {
+			for i := range n {
+				if err := table.Insert(1, station(i), port.Dest{Port: 2}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		table.Expire(second)
+		attach.Wait()
+		if left := len(table.Entries()); left != n {
+			t.Fatalf("%d of %d pods are left", left, n)
+		}
+	}
+}
+
 func TestHotPathAllocatesNothing(t *testing.T) {
 	table, d, now := New(small), port.Dest{Port: 1}, int64(0)
 	table.Learn(now, 1, station(1), d)
