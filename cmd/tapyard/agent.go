@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -77,6 +78,7 @@ type agent struct {
 	pods       *attach.Manager
 	peers      *static.File
 	fixedMTU   int            // as configured; 0 follows the underlay
+	mtu        atomic.Int64   // of pods, now
 	hup        chan os.Signal // reload the peers file; in mode l2 nobody listens
 	ready      bool
 	closers    []func() error
@@ -108,6 +110,7 @@ func (a *agent) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.mtu.Store(int64(mtu))
 	a.cfg.MTU, a.cfg.Workers = mtu, a.cfg.workers() // from here on, and for `show config`, what is in force
 	a.node = a.cfg.node(mtu)
 	a.node.TunnelMTU = tunnelMTU
@@ -127,8 +130,12 @@ func (a *agent) start(ctx context.Context) error {
 	if err := a.sw.AddNetwork(network); err != nil {
 		return err
 	}
+	if err := a.join(a.cfg.Uplink, a.cfg.VNI); err != nil {
+		return err
+	}
 	for _, n := range a.cfg.Networks {
-		if err := a.sw.AddNetwork(vswitch.Network{VNI: n.VNI, Stretched: n.L2 == l2Stretched}); err != nil {
+		err := a.sw.AddNetwork(vswitch.Network{VNI: n.VNI, Stretched: n.L2 == l2Stretched})
+		if err = errors.Join(err, a.join(n.Uplink, n.VNI)); err != nil {
 			return fmt.Errorf("network %s: %w", n.Name, err)
 		}
 	}
@@ -148,6 +155,25 @@ func (a *agent) start(ctx context.Context) error {
 		return err
 	}
 	a.sw.Start()
+	return nil
+}
+
+// join makes an interface of the node part of a network's segment, unless its name is empty.
+func (a *agent) join(uplink string, vni uint32) error {
+	if uplink == "" {
+		return nil
+	}
+	p, err := port.OpenPacket(port.PacketConfig{Device: uplink, PortName: uplink, PortKind: "uplink", Uplink: true})
+	if err != nil {
+		return err
+	}
+	a.closers = append(a.closers, p.Close)
+	// A whole segment's stations share this port, so it has their number and ten times a pod's floods.
+	id, err := a.sw.Attach(p, vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: vni, BUM: 10 * a.cfg.BUMLimit})
+	if err != nil {
+		return err
+	}
+	a.sw.LearnFreely(id)
 	return nil
 }
 
@@ -235,7 +261,7 @@ func (a *agent) apply(s control.State) error {
 func (a *agent) restorePods(ctx context.Context) (err error) {
 	a.pods, err = attach.Open(attach.Config{
 		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
-		MTU: func() int { return a.node.MTU }, L2: a.cfg.Mode == modeL2, Networks: a.networks(), Log: a.log,
+		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(), Log: a.log,
 		Publish:  a.controller.AddPod,
 		Withdraw: a.controller.RemovePod,
 	})
@@ -275,7 +301,7 @@ func (a *agent) serve(ctx context.Context) error {
 		return nil
 	})
 	if a.cfg.Mode == modeRouted {
-		servers = append(servers, a.watchPeers)
+		servers = append(servers, a.watchPeers, a.watchUnderlay)
 	}
 	ended := make(chan error, len(servers))
 	for _, s := range servers {
@@ -300,6 +326,25 @@ func (a *agent) serve(ctx context.Context) error {
 func (a *agent) watchPeers(ctx context.Context) error {
 	a.peers.Watch(ctx, a.hup, a.log, a.apply)
 	return nil
+}
+
+// watchUnderlay has pods and tunnels follow the MTU of the underlay.
+func (a *agent) watchUnderlay(ctx context.Context) error {
+	return attach.WatchMTU(ctx, a.cfg.Underlay[0], func(underlay int) {
+		tunnel := underlay - a.cfg.overhead()
+		pods := cmp.Or(a.fixedMTU, tunnel)
+		if pods > tunnel {
+			a.log.Warn("pods may send larger packets than tunnels carry: senders learn that from ICMP",
+				"mtu", pods, "tunnels", tunnel, "underlay", underlay)
+		}
+		a.mtu.Store(int64(pods))
+		err := errors.Join(a.controller.SetMTU(pods, tunnel), a.host.SetMTU(pods), a.pods.SetMTU(ctx, pods))
+		if err != nil {
+			a.log.Error("the MTU of the underlay has changed, and not everything follows", "underlay", underlay, "pods", pods, "error", err)
+			return
+		}
+		a.log.Info("MTU", "underlay", underlay, "tunnels", tunnel, "pods", pods)
+	})
 }
 
 // listen replaces the socket that a predecessor left, unless somebody still answers on it.

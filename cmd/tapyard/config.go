@@ -15,6 +15,7 @@ import (
 
 	"tapyard/encap"
 	vswitch "tapyard/switch"
+	"tapyard/switch/attach"
 	"tapyard/switch/control"
 	"tapyard/switch/control/static"
 	"tapyard/switch/wire"
@@ -64,12 +65,6 @@ type networkConfig struct {
 	Uplink  string         `yaml:"uplink" json:"uplink"`
 }
 
-// How pods are connected.
-const (
-	portTAP  = "tap"
-	portVeth = "veth"
-)
-
 // The kinds of a further network's L2 segment.
 const (
 	l2Local     = "local"
@@ -80,7 +75,7 @@ func defaults() config {
 	name, _ := os.Hostname() // an empty name is refused below
 	return config{
 		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort,
-		PortType: portTAP, SourceGuard: true, Masquerade: true,
+		PortType: attach.TAP, SourceGuard: true, Masquerade: true,
 		Ageing: int(vswitch.DefaultAgeing.Seconds()), BUMLimit: vswitch.DefaultBUM,
 		PeersFile: "/etc/tapyard/peers.yaml", RunDir: "/run/tapyard", StateDir: "/var/lib/tapyard",
 	}
@@ -213,8 +208,8 @@ func (c *config) check() error {
 	if max := len("/run/netns") * 9; len(filepath.Join(c.RunDir, "admin.sock")) > max {
 		bad("runDir %s: too long for a unix socket's path", c.RunDir)
 	}
-	if c.PortType != portTAP && c.PortType != portVeth {
-		bad("portType %q: %s or %s", c.PortType, portTAP, portVeth)
+	if c.PortType != attach.TAP && c.PortType != attach.Veth {
+		bad("portType %q: %s or %s", c.PortType, attach.TAP, attach.Veth)
 	}
 	if c.Ageing < 0 || c.Ageing > 1000000 {
 		bad("ageing %d: seconds, 0 (never) or 1 to 1000000 (IEEE 802.1Q table 8-11)", c.Ageing)

@@ -6,10 +6,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"tapyard/switch/attach"
 )
 
 func TestBadConfigurationStopsTheStart(t *testing.T) {
-	routed := config{Name: "n1", PortType: portTAP, Mode: modeRouted, VNI: 1, Port: 4789, RunDir: "/run/tapyard",
+	routed := config{Name: "n1", PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, RunDir: "/run/tapyard",
 		PodSubnets: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}, Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
 	if err := routed.check(); err != nil {
 		t.Fatal(err)

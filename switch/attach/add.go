@@ -39,7 +39,7 @@ type addition struct {
 	a    Attachment
 	fd   int
 	tmp  string // the device's name until it is renamed
-	tap  *port.TAP
+	dev  device
 	pod  *pod
 	undo []func() error
 }
@@ -87,11 +87,16 @@ func (t *addition) close() {
 }
 
 // reserve makes the key and the port's name ours. A pod's name is not unique while a new sandbox is made
-// before the old one is deleted.
+// before the old one is deleted. The MTU is asked for while nobody can list the entries: from here on SetMTU
+// knows this one.
 func (t *addition) reserve() error {
 	m, key := t.m, t.a.Key()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	t.a.MTU = m.cfg.MTU()
+	if err := m.checkMTU(t.a.MTU); err != nil {
+		return err
+	}
 	if e, ok := m.entries[key]; ok {
 		return podapi.Errorf(podapi.CodeEnvironment, "CNI_CONTAINERID and CNI_IFNAME: this attachment exists since %s; the runtime must send DEL first",
 			e.a.Created.Format("2006-01-02T15:04:05Z07:00"))
@@ -131,28 +136,49 @@ func (t *addition) allocate() error {
 // namespace alive when the pod is gone.
 func (t *addition) create() error {
 	t.tmp = fmt.Sprintf("%s%06x", t.m.prefix, t.m.serial.Add(1)&0xffffff)
-	if err := port.CreateTAP(t.tmp); err != nil {
-		return err
-	}
 	t.onUndo(t.discard)
-	return nil
+	if t.a.PortType == Veth {
+		return createPair(t.tmp, t.a)
+	}
+	return port.CreateTAP(t.tmp)
 }
 
 // discard takes the device back, wherever it is by now.
 func (t *addition) discard() error {
-	if t.tap != nil {
-		return t.tap.Remove()
+	if t.dev != nil {
+		return t.dev.Remove()
 	}
 	link, err := netlink.LinkByName(t.tmp)
+	if isNoLink(err) {
+		return nil
+	}
 	if err != nil {
 		return err
+	}
+	if t.a.PortType == Veth {
+		return errors.Join(netlink.LinkDel(link), port.PruneGuards())
 	}
 	return netlink.LinkDel(link)
 }
 
 func (t *addition) open() (err error) {
-	t.tap, err = port.OpenTAP(port.TAPConfig{Device: t.tmp, PortName: t.a.Name, NetnsPath: t.a.NetnsPath})
+	t.dev, err = openDevice(t.tmp, t.a)
 	return err
+}
+
+// openDevice opens the attachment's port in the calling thread's network namespace, where a TAP is called name.
+func openDevice(name string, a Attachment) (device, error) {
+	if a.PortType == Veth {
+		return opened(port.OpenPacket(port.PacketConfig{Device: a.HostIfName(), PortName: a.Name, PortKind: Veth}))
+	}
+	return opened(port.OpenTAP(port.TAPConfig{Device: name, PortName: a.Name, NetnsPath: a.NetnsPath}))
+}
+
+func opened[D device](d D, err error) (device, error) {
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 // dress sets what stays with the device when it moves. The alias comes first, because it is how a kill's
@@ -213,5 +239,5 @@ func (t *addition) publish() error {
 	t.m.mu.Lock()
 	t.m.entries[t.a.Key()].a = t.a
 	t.m.mu.Unlock()
-	return t.m.publish(t.a, t.tap)
+	return t.m.publish(t.a, t.dev)
 }

@@ -10,11 +10,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"tapyard/bench/nstest"
 	"tapyard/cniplugin/podapi"
+	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
 
@@ -32,8 +32,10 @@ func addressesOf(l ipLink) (addrs []string) {
 }
 
 // What the ip tool sees in the pod is what the architecture promises.
-func TestAddConfiguresThePod(t *testing.T) {
-	n, ns := newNode(t, nil), nstest.New(t)
+func TestAddConfiguresThePod(t *testing.T) { bothTypes(t, testAddConfiguresThePod) }
+
+func testAddConfiguresThePod(t *testing.T, portType string) {
+	n, ns := newNode(t, ofType(portType)), nstest.New(t)
 	// As some runtimes leave a new namespace.
 	if out, err := ns.Command("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; ip link set lo down").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -47,8 +49,10 @@ func TestAddConfiguresThePod(t *testing.T) {
 	if eth0.MTU != 1430 || eth0.TxQLen != 1000 || eth0.Alias != "tapyard:c1/eth0" || eth0.MAC != a.MAC.String() || a.MAC[0] != 0x0a {
 		t.Errorf("eth0 is %+v, recorded as %+v", eth0, a)
 	}
-	if !slices.Contains(eth0.Flags, "UP") || !slices.Contains(eth0.Flags, "LOWER_UP") || eth0.LinkInfo.Kind != "tun" || eth0.LinkInfo.Data.Type != "tap" || !eth0.LinkInfo.Data.Persist {
-		t.Errorf("eth0 is %+v, want a persistent TAP with carrier", eth0)
+	isTAP := eth0.LinkInfo.Kind == "tun" && eth0.LinkInfo.Data.Type == "tap" && eth0.LinkInfo.Data.Persist
+	isVeth := eth0.LinkInfo.Kind == "veth"
+	if !slices.Contains(eth0.Flags, "UP") || !slices.Contains(eth0.Flags, "LOWER_UP") || !isTAP && portType == TAP || !isVeth && portType == Veth {
+		t.Errorf("eth0 is %+v, want a persistent TAP or a veth end with carrier", eth0)
 	}
 	if want := []string{"10.244.1.3/24", "fd00:10:244:1::3/64", eui64(a.MAC) + "/64"}; !slices.Equal(addressesOf(eth0), want) {
 		t.Errorf("addresses %v, want %v", addressesOf(eth0), want)
@@ -60,13 +64,21 @@ func TestAddConfiguresThePod(t *testing.T) {
 		t.Errorf("default routes %v, want %v", got, want)
 	}
 	n.assertConnected(t, ns, a)
-	if d := ownDevices(t); !slices.Equal(d, []string{"lo"}) {
-		t.Errorf("devices in the agent's namespace: %v", d)
+	if portType == TAP {
+		assertOwnDevices(t, "lo")
+		return
+	}
+	assertOwnDevices(t, "lo", a.HostIfName())
+	if host := ownLink(t, a.HostIfName()); host.MTU != 1430 || host.Alias != eth0.Alias || host.MAC != a.hostMAC().String() ||
+		host.TxQLen != 1000 || !slices.Contains(host.Flags, "LOWER_UP") || len(host.Addrs) > 0 {
+		t.Errorf("the host's end is %+v", host)
 	}
 }
 
-func TestAddL2(t *testing.T) {
-	n, ns := newNode(t, func(c *Config) { c.L2, c.Subnets = true, nil }), nstest.New(t)
+func TestAddL2(t *testing.T) { bothTypes(t, testAddL2) }
+
+func testAddL2(t *testing.T, portType string) {
+	n, ns := newNode(t, func(c *Config) { c.L2, c.Subnets, c.PortType = true, nil, portType }), nstest.New(t)
 	a := n.add(t, ns, "c1")
 	eth0 := linksOf(t, ns)["eth0"]
 	if !slices.Contains(eth0.Flags, "LOWER_UP") || len(a.Addresses) > 0 || slices.ContainsFunc(addressesOf(eth0), func(s string) bool { return !strings.HasPrefix(s, "fe80:") }) {
@@ -80,8 +92,10 @@ func TestAddL2(t *testing.T) {
 }
 
 // A second interface of a pod leaves the first one's default route alone.
-func TestAddSecondInterface(t *testing.T) {
-	n, ns := newNode(t, nil), nstest.New(t)
+func TestAddSecondInterface(t *testing.T) { bothTypes(t, testAddSecondInterface) }
+
+func testAddSecondInterface(t *testing.T, portType string) {
+	n, ns := newNode(t, ofType(portType)), nstest.New(t)
 	n.add(t, ns, "c1")
 	second := reqFor(ns, "c1")
 	second.IfName = "net1"
@@ -198,8 +212,10 @@ func (c *countdown) Err() error {
 }
 
 // An ADD that fails before any of its steps, or in one, leaves nothing and can be repeated.
-func TestFailedAddLeavesNothing(t *testing.T) {
-	n, ns := newNode(t, nil), nstest.New(t)
+func TestFailedAddLeavesNothing(t *testing.T) { bothTypes(t, testFailedAddLeavesNothing) }
+
+func testFailedAddLeavesNothing(t *testing.T, portType string) {
+	n, ns := newNode(t, ofType(portType)), nstest.New(t)
 	const many = 1000
 	probe := &countdown{t.Context(), many}
 	if _, err := n.Add(probe, reqFor(ns, "c1")); err != nil {
@@ -222,7 +238,7 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 		begin, end func()
 		want       string
 	}{
-		"MTU that the device refuses": {func() { n.cfg.MTU = func() int { return 1 << 20 } }, func() { n.cfg.MTU = func() int { return 1430 } }, "set MTU 1048576"},
+		"MTU that the device refuses": {func() { n.cfg.MTU = func() int { return 1 << 20 } }, func() { n.cfg.MTU = func() int { return 1430 } }, "MTU 1048576"},
 		"MTU too small for IPv6":      {func() { n.cfg.MTU = func() int { return 1279 } }, func() { n.cfg.MTU = func() int { return 1430 } }, "1280"},
 		"publish":                     {func() { n.fail = errors.New("no more ports") }, func() { n.fail = nil }, "no more ports"},
 	} {
@@ -240,8 +256,10 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 }
 
 // The last steps, with what they depend on taken away.
-func TestFailedRecordLeavesNothing(t *testing.T) {
-	n, ns := newNode(t, nil), nstest.New(t)
+func TestFailedRecordLeavesNothing(t *testing.T) { bothTypes(t, testFailedRecordLeavesNothing) }
+
+func testFailedRecordLeavesNothing(t *testing.T, portType string) {
+	n, ns := newNode(t, ofType(portType)), nstest.New(t)
 	path := n.store.db.Path()
 	if err := n.store.close(); err != nil {
 		t.Fatal(err)
@@ -280,8 +298,10 @@ func TestExhaustion(t *testing.T) {
 	}
 }
 
-func TestConcurrentAddsAndDels(t *testing.T) {
-	n := newNode(t, nil)
+func TestConcurrentAddsAndDels(t *testing.T) { bothTypes(t, testConcurrentAddsAndDels) }
+
+func testConcurrentAddsAndDels(t *testing.T, portType string) {
+	n := newNode(t, ofType(portType))
 	pods := make([]*nstest.NS, 32)
 	for i := range pods {
 		pods[i] = nstest.New(t)
@@ -338,24 +358,25 @@ func TestConcurrentAddsOfOne(t *testing.T) {
 }
 
 // The pods' namespaces must end with them: the agent's descriptors may not keep them alive.
-func TestAddDoesNotPinTheNamespace(t *testing.T) {
-	n := newNode(t, nil)
+func TestAddDoesNotPinTheNamespace(t *testing.T) { bothTypes(t, testAddDoesNotPinTheNamespace) }
+
+func testAddDoesNotPinTheNamespace(t *testing.T, portType string) {
+	n := newNode(t, ofType(portType))
 	var a Attachment
 	t.Run("pod", func(t *testing.T) { a = n.add(t, nstest.New(t), "c1") })
-	fd := n.tap(t, a).Rx()[0].FD()
-	n.awaitGone(t, fd)
+	n.awaitGone(t, n.port(t, a))
 	n.del(t, Request{ContainerID: "c1", IfName: "eth0", NetnsFD: -1})
 	n.assertNothing(t)
 }
 
 // awaitGone waits until the kernel has destroyed the device: it ends namespaces in the background.
-func (n *node) awaitGone(t *testing.T, fd int) {
+func (n *node) awaitGone(t *testing.T, p port.Port) {
 	t.Helper()
-	p := []unix.PollFd{{Fd: int32(fd)}}
 	for range 2000 {
-		if unix.Poll(p, 5); p[0].Revents&unix.POLLERR != 0 {
+		if p.(device).Gone() {
 			return
 		}
+		time.Sleep(5 * time.Millisecond)
 	}
 	t.Error("the device outlives its namespace: something keeps that alive")
 }

@@ -1,5 +1,5 @@
 // Package attach connects pods to the switch and takes them off it: an address from the pool, a TAP device
-// in the pod's namespace, and a durable record, so that the device is found again when the agent comes
+// or an end of a veth pair in the pod's namespace, and a durable record, so that the device is found again when the agent comes
 // back. It is the agent's side of the CNI plugin (package podapi). What the switch does with an attachment
 // is behind two callbacks.
 //
@@ -44,8 +44,15 @@ type Attachment struct {
 	Gateways  []netip.Addr   `json:"gateways"`  // one per address, or none in a network without routes
 	MTU       int            `json:"mtu"`       // bytes, without the Ethernet header
 	VNI       uint32         `json:"vni"`
+	PortType  string         `json:"portType"`
 	Created   time.Time      `json:"created"`
 }
+
+// The types of a pod's port.
+const (
+	TAP  = "tap"  // the pod's device is the TAP itself
+	Veth = "veth" // the pod's device is one end of a pair, whose other end stays with the agent
+)
 
 // Key identifies an attachment as the CNI specification does: "containerID/ifName".
 func (a Attachment) Key() string { return a.ContainerID + "/" + a.IfName }
@@ -67,14 +74,15 @@ type Config struct {
 	StateDir string         // holds tapyard.db
 	Subnets  []netip.Prefix // at most one per address family; none in L2 mode
 	VNI      uint32
-	MTU      func() int // of a new pod, in bytes
+	MTU      func() int // of a new or restored pod, in bytes
 	L2       bool       // pods get a device without addresses and routes
 	Networks []Network
+	PortType string // of new pods: TAP, also when empty, or Veth; pods that are there keep theirs
 	Log      *slog.Logger
-	// Publish makes the switch serve the attachment. The TAP stays the Manager's: neither callback closes
+	// Publish makes the switch serve the attachment. The port stays the Manager's: neither callback closes
 	// it. An error means that nothing was published.
 	Publish func(Attachment, port.Port) error
-	// Withdraw takes the attachment out of the switch and returns when no worker can touch its TAP any more.
+	// Withdraw takes the attachment out of the switch and returns when no worker can touch its port any more.
 	Withdraw func(context.Context, Attachment) error
 }
 
@@ -96,8 +104,15 @@ type Manager struct {
 // entry is an attachment that exists or is being made.
 type entry struct {
 	a    Attachment
-	tap  *port.TAP // nil unless the attachment is published
-	fail error     // why its addresses could not be claimed
+	dev  device // nil unless the attachment is published
+	fail error  // why its addresses could not be claimed
+}
+
+// device is the port of a pod with what it stands on.
+type device interface {
+	port.Port
+	Remove() error // also when the device is gone
+	Gone() bool
 }
 
 // lockWait is how long Open waits for the database, which a killed predecessor holds until it is reaped.
@@ -107,6 +122,13 @@ const lockWait = 2 * time.Second
 // addresses. No pod is touched before Restore.
 func Open(cfg Config) (*Manager, error) {
 	m := &Manager{cfg: cfg, entries: map[string]*entry{}, prefix: tmpPrefix(cfg.StateDir)}
+	switch cfg.PortType {
+	case "":
+		m.cfg.PortType = TAP
+	case TAP, Veth:
+	default:
+		return nil, fmt.Errorf("configuration: portType %q: %s or %s", cfg.PortType, TAP, Veth)
+	}
 	if err := m.makeNetworks(); err != nil {
 		return nil, err
 	}
@@ -118,10 +140,26 @@ func Open(cfg Config) (*Manager, error) {
 	if m.store, err = openStore(filepath.Join(cfg.StateDir, "tapyard.db"), lockWait); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(m.load(), removeTemporary(m.prefix)); err != nil {
+	if err := errors.Join(m.load(), m.removeLeftovers()); err != nil {
 		return nil, errors.Join(err, m.store.close())
 	}
 	return m, nil
+}
+
+// removeLeftovers removes what a kill, or a pod that vanished while no agent ran, left in the agent's
+// namespace. Nodes that have TAPs only need no nftables.
+func (m *Manager) removeLeftovers() error {
+	if err := removeTemporary(m.prefix); err != nil {
+		return err
+	}
+	pairs := m.cfg.PortType == Veth
+	for _, e := range m.entries {
+		pairs = pairs || e.a.PortType == Veth
+	}
+	if pairs {
+		return port.PruneGuards()
+	}
+	return nil
 }
 
 // tmpPrefix is short enough for a serial number in IFNAMSIZ.
@@ -149,7 +187,7 @@ func (m *Manager) load() error {
 func (m *Manager) List() []Attachment {
 	var out []Attachment
 	for _, e := range m.snapshot() {
-		if e.tap != nil {
+		if e.dev != nil {
 			out = append(out, e.a)
 		}
 	}
@@ -186,23 +224,23 @@ func (m *Manager) forget(key string) {
 }
 
 // publish hands the attachment to the switch.
-func (m *Manager) publish(a Attachment, tap *port.TAP) error {
-	if err := m.cfg.Publish(a, tap); err != nil {
+func (m *Manager) publish(a Attachment, dev device) error {
+	if err := m.cfg.Publish(a, dev); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.entries[a.Key()].tap = tap
+	m.entries[a.Key()].dev = dev
 	return nil
 }
 
 // Close detaches from the devices, which stay with their addresses for the next Restore, and closes the
-// database. No worker may touch a TAP any more.
+// database. No worker may touch a port any more.
 func (m *Manager) Close() error {
 	var errs []error
 	for _, e := range m.snapshot() {
-		if e.tap != nil {
-			errs = append(errs, e.tap.Close())
+		if e.dev != nil {
+			errs = append(errs, e.dev.Close())
 		}
 	}
 	return errors.Join(append(errs, m.store.close())...)

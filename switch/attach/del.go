@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/cniplugin/podapi"
-	"tapyard/switch/port"
 )
 
 // Del detaches a pod: of the request it needs the container and the interface only. An attachment that
@@ -30,16 +29,20 @@ func (m *Manager) del(ctx context.Context, req Request) error {
 	key := req.key()
 	e, known := m.get(key)
 	switch {
-	case known && e.tap != nil:
+	case known && e.dev != nil:
 		if err := m.cfg.Withdraw(ctx, e.a); err != nil {
 			return fmt.Errorf("withdraw: %w", err)
 		}
 		m.unpublish(key)
-		if err := removeTAP(e.tap); err != nil {
+		if err := removeDevice(e.dev); err != nil {
 			return err
 		}
 	case known:
-		if err := m.removeRecorded(e.a); err != nil {
+		if err := errors.Join(removePair(key), m.removeRecorded(e.a)); err != nil {
+			return err
+		}
+	default:
+		if err := removePair(key); err != nil {
 			return err
 		}
 	}
@@ -55,16 +58,16 @@ func (m *Manager) del(ctx context.Context, req Request) error {
 	return nil
 }
 
-// unpublish notes that the TAP is about to go, so that a repeated DEL does not touch it.
+// unpublish notes that the device is about to go, so that a repeated DEL does not touch it.
 func (m *Manager) unpublish(key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.entries[key].tap = nil
+	m.entries[key].dev = nil
 }
 
-// removeTAP accepts that the device has gone with its namespace.
-func removeTAP(tap *port.TAP) error {
-	if err := tap.Remove(); err != nil && !errors.Is(err, unix.EBADFD) {
+// removeDevice accepts that the device has gone with its namespace.
+func removeDevice(dev device) error {
+	if err := dev.Remove(); err != nil && !errors.Is(err, unix.EBADFD) {
 		return fmt.Errorf("remove the device: %w", err)
 	}
 	return nil

@@ -13,8 +13,10 @@ import (
 	"tapyard/cniplugin/podapi"
 )
 
-func TestDelIsRepeatable(t *testing.T) {
-	n, ns := newNode(t, nil), nstest.New(t)
+func TestDelIsRepeatable(t *testing.T) { bothTypes(t, testDelIsRepeatable) }
+
+func testDelIsRepeatable(t *testing.T, portType string) {
+	n, ns := newNode(t, ofType(portType)), nstest.New(t)
 	n.add(t, ns, "c1")
 	bare := Request{ContainerID: "c1", IfName: "eth0", NetnsFD: -1}
 	n.del(t, bare)
@@ -34,8 +36,10 @@ func TestDelIsRepeatable(t *testing.T) {
 	n.assertNothing(t, ns)
 }
 
-func TestDelAfterTheNamespace(t *testing.T) {
-	n := newNode(t, nil)
+func TestDelAfterTheNamespace(t *testing.T) { bothTypes(t, testDelAfterTheNamespace) }
+
+func testDelAfterTheNamespace(t *testing.T, portType string) {
+	n := newNode(t, ofType(portType))
 	t.Run("pod", func(t *testing.T) { n.add(t, nstest.New(t), "c1") })
 	n.del(t, Request{ContainerID: "c1", IfName: "eth0", NetnsPath: "/run/netns/gone", NetnsFD: -1})
 	n.assertNothing(t)
@@ -43,8 +47,10 @@ func TestDelAfterTheNamespace(t *testing.T) {
 
 // Pods that vanish are swept: fresh ones, whose device goes with the namespace, and restored ones, whose
 // namespace our own descriptor keeps. One that is there stays.
-func TestSweep(t *testing.T) {
-	n, stays := newNode(t, nil), nstest.New(t)
+func TestSweep(t *testing.T) { bothTypes(t, testSweep) }
+
+func testSweep(t *testing.T, portType string) {
+	n, stays := newNode(t, ofType(portType)), nstest.New(t)
 	n.add(t, stays, "stays")
 	t.Run("restored", func(t *testing.T) {
 		n.add(t, nstest.New(t), "restored")
@@ -85,8 +91,10 @@ func TestDelWithoutRecord(t *testing.T) {
 }
 
 // The runtime hangs up in the middle of a DEL: workers may still be on the device.
-func TestDelIsNotInterrupted(t *testing.T) {
-	n, ns := newNode(t, nil), nstest.New(t)
+func TestDelIsNotInterrupted(t *testing.T) { bothTypes(t, testDelIsNotInterrupted) }
+
+func testDelIsNotInterrupted(t *testing.T, portType string) {
+	n, ns := newNode(t, ofType(portType)), nstest.New(t)
 	n.add(t, ns, "c1")
 	ctx, cancel := context.WithCancel(t.Context())
 	withdraw := n.cfg.Withdraw
@@ -100,15 +108,17 @@ func TestDelIsNotInterrupted(t *testing.T) {
 	n.assertNothing(t, ns)
 }
 
-// While Withdraw runs, the TAP must be open: its number must not be given to another file.
-func TestTAPOutlivesWithdraw(t *testing.T) {
-	n, ns := newNode(t, nil), nstest.New(t)
+// While Withdraw runs, the port must be open: its number must not be given to another file.
+func TestPortOutlivesWithdraw(t *testing.T) { bothTypes(t, testPortOutlivesWithdraw) }
+
+func testPortOutlivesWithdraw(t *testing.T, portType string) {
+	n, ns := newNode(t, ofType(portType)), nstest.New(t)
 	a := n.add(t, ns, "c1")
-	fd := n.tap(t, a).Rx()[0].FD()
+	fd := n.port(t, a).Rx()[0].FD()
 	withdraw := n.cfg.Withdraw
 	n.cfg.Withdraw = func(ctx context.Context, a Attachment) error {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-			t.Errorf("the TAP is closed already: %v", err)
+			t.Errorf("the port is closed already: %v", err)
 		}
 		if linksOf(t, ns)["eth0"].Name == "" {
 			t.Error("the device is gone already")

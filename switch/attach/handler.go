@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -45,13 +46,19 @@ func (m *Manager) handleAdd(ctx context.Context, r Request, stdin []byte) (json.
 
 // result returns what ADD prints, in the form of that version of the CNI specification.
 func result(a Attachment, cniVersion string) (json.RawMessage, error) {
-	dev := &types100.Interface{Name: a.IfName, Mac: a.MAC.String(), Sandbox: a.NetnsPath}
-	if cniVersion == types100.ImplementedSpecVersion {
-		dev.Mtu = a.MTU // 1.1.0 has introduced the key
+	devs := []*types100.Interface{{Name: a.IfName, Mac: a.MAC.String(), Sandbox: a.NetnsPath}}
+	if a.PortType == Veth {
+		devs = slices.Insert(devs, 0, &types100.Interface{Name: a.HostIfName(), Mac: a.hostMAC().String()})
 	}
-	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Interfaces: []*types100.Interface{dev}}
+	pod := len(devs) - 1
+	if cniVersion == types100.ImplementedSpecVersion {
+		for _, d := range devs {
+			d.Mtu = a.MTU // 1.1.0 has introduced the key
+		}
+	}
+	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Interfaces: devs}
 	for i, addr := range a.Addresses {
-		ip := &types100.IPConfig{Interface: types100.Int(0), Address: *ipNet(addr)}
+		ip := &types100.IPConfig{Interface: types100.Int(pod), Address: *ipNet(addr)}
 		r.IPs = append(r.IPs, ip)
 		if i < len(a.Gateways) {
 			ip.Gateway = a.Gateways[i].AsSlice()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -31,8 +32,11 @@ type Host struct {
 	TAP *port.TAP
 	MAC wire.MAC
 
-	cfg  HostConfig
 	link netlink.Link
+
+	mu    sync.Mutex     // one change of the routes at a time
+	cfg   HostConfig     // its MTU under mu
+	cidrs []netip.Prefix // what is routed through the device; under mu
 }
 
 // Gateway returns the first address of a pod subnet (.1, ::1), which the host has.
@@ -133,8 +137,15 @@ func (h *Host) setNeighbors() error {
 // SetRoutes makes the host's routes through tapyard0 exactly those to the cluster CIDRs, in the families
 // of the node's pod subnets.
 func (h *Host) SetRoutes(cidrs []netip.Prefix) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cidrs = slices.Clone(cidrs)
+	return h.setRoutes()
+}
+
+func (h *Host) setRoutes() error {
 	want := map[netip.Prefix]bool{}
-	for _, cidr := range cidrs {
+	for _, cidr := range h.cidrs {
 		if err := h.addRoute(cidr); err != nil {
 			return fmt.Errorf("route to %s through %s: %w", cidr, HostDevice, err)
 		}
@@ -177,26 +188,6 @@ func (h *Host) dropRoutes(family int, want map[netip.Prefix]bool) error {
 		}
 	}
 	return nil
-}
-
-// MTUOf returns the MTU of the interface that has the address.
-func MTUOf(a netip.Addr) (int, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return 0, fmt.Errorf("list interfaces: %w", err)
-	}
-	for _, l := range links {
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
-		if err != nil {
-			return 0, fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
-		}
-		for _, have := range addrs {
-			if have.IP.Equal(a.AsSlice()) {
-				return l.Attrs().MTU, nil
-			}
-		}
-	}
-	return 0, fmt.Errorf("configuration: underlay %s is on no interface of this node; use one that 'ip address' lists", a)
 }
 
 func prefixOf(n *net.IPNet) netip.Prefix {

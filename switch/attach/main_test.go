@@ -38,14 +38,14 @@ type node struct {
 	*Manager
 	start Config // of the next open
 
-	mu   sync.Mutex
-	taps map[string]*port.TAP
-	fail error // what Publish answers
+	mu    sync.Mutex
+	ports map[string]port.Port
+	fail  error // what Publish answers
 }
 
 func newNode(t *testing.T, change func(*Config)) *node {
 	t.Helper()
-	n := &node{taps: map[string]*port.TAP{}}
+	n := &node{ports: map[string]port.Port{}}
 	n.start = Config{
 		StateDir: t.TempDir(), Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 },
 		Log: slog.New(slog.DiscardHandler), Publish: n.publish, Withdraw: n.withdraw,
@@ -55,6 +55,11 @@ func newNode(t *testing.T, change func(*Config)) *node {
 	}
 	n.open(t)
 	t.Cleanup(func() {
+		for _, e := range n.snapshot() { // devices in the agent's namespace would outlive the test
+			if err := n.Del(context.Background(), Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1}); err != nil {
+				t.Errorf("Del at the end: %v", err)
+			}
+		}
 		if err := n.Close(); err != nil {
 			t.Errorf("Close: %v", err)
 		}
@@ -76,7 +81,7 @@ func (n *node) restart(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
-	clear(n.taps)
+	clear(n.ports)
 	n.open(t)
 	if err := n.Restore(t.Context()); err != nil {
 		t.Fatal(err)
@@ -89,31 +94,31 @@ func (n *node) publish(a Attachment, p port.Port) error {
 	if n.fail != nil {
 		return n.fail
 	}
-	if n.taps[a.Key()] != nil {
+	if n.ports[a.Key()] != nil {
 		return errors.New("published twice")
 	}
-	n.taps[a.Key()] = p.(*port.TAP)
+	n.ports[a.Key()] = p
 	return nil
 }
 
 func (n *node) withdraw(_ context.Context, a Attachment) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.taps[a.Key()] == nil {
+	if n.ports[a.Key()] == nil {
 		return errors.New("withdrawn, but not published")
 	}
-	delete(n.taps, a.Key())
+	delete(n.ports, a.Key())
 	return nil
 }
 
-func (n *node) tap(t *testing.T, a Attachment) *port.TAP {
+func (n *node) port(t *testing.T, a Attachment) port.Port {
 	t.Helper()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.taps[a.Key()] == nil {
+	if n.ports[a.Key()] == nil {
 		t.Fatalf("%s is not published", a.Key())
 	}
-	return n.taps[a.Key()]
+	return n.ports[a.Key()]
 }
 
 func reqFor(ns *nstest.NS, id string) Request {
@@ -195,6 +200,47 @@ func routesOf(t *testing.T, ns *nstest.NS) (defaults []string) {
 	return defaults
 }
 
+// bothTypes runs a test for pods with a TAP and with a veth pair.
+func bothTypes(t *testing.T, test func(*testing.T, string)) {
+	for _, portType := range []string{TAP, Veth} {
+		t.Run(portType, func(t *testing.T) { test(t, portType) })
+	}
+}
+
+func ofType(portType string) func(*Config) {
+	return func(c *Config) { c.PortType = portType }
+}
+
+// assertOwnDevices compares the devices of the agent's namespace, and the nftables tables, which are there
+// for the same veth pairs.
+func assertOwnDevices(t *testing.T, want ...string) {
+	t.Helper()
+	var tables string
+	if d := ownDevices(t); !slices.Equal(d, want) {
+		t.Errorf("devices in the agent's namespace: %v, want %v", d, want)
+	}
+	for _, d := range want[1:] {
+		tables += "table netdev tapyard-" + d + "\n"
+	}
+	if out, err := exec.Command("nft", "list", "tables").Output(); err != nil || string(out) != tables {
+		t.Errorf("nftables has %q, %v; want %q", out, err, tables)
+	}
+}
+
+// ownLink asks the ip tool for a device of the agent's namespace.
+func ownLink(t *testing.T, name string) ipLink {
+	t.Helper()
+	var links []ipLink
+	out, err := exec.Command("ip", "-j", "-d", "address", "show", "dev", name).Output()
+	if err == nil {
+		err = json.Unmarshal(out, &links)
+	}
+	if err != nil || len(links) != 1 {
+		t.Fatalf("ip address show dev %s: %v, %v", name, err, links)
+	}
+	return links[0]
+}
+
 // ownDevices lists the devices of the agent's namespace.
 func ownDevices(t *testing.T) (names []string) {
 	t.Helper()
@@ -224,14 +270,12 @@ func (n *node) records(t *testing.T) (keys []string) {
 // assertNothing says that no trace of any attachment is left on the node and in the pods.
 func (n *node) assertNothing(t *testing.T, pods ...*nstest.NS) {
 	t.Helper()
-	if d := ownDevices(t); !slices.Equal(d, []string{"lo"}) {
-		t.Errorf("devices in the agent's namespace: %v", d)
-	}
+	assertOwnDevices(t, "lo")
 	if r := n.records(t); len(r) > 0 {
 		t.Errorf("records: %v", r)
 	}
-	if len(n.entries) > 0 || len(n.taps) > 0 || len(n.locks.byKey) > 0 {
-		t.Errorf("entries %v, published %v, locks %v", n.entries, n.taps, n.locks.byKey)
+	if len(n.entries) > 0 || len(n.ports) > 0 || len(n.locks.byKey) > 0 {
+		t.Errorf("entries %v, published %v, locks %v", n.entries, n.ports, n.locks.byKey)
 	}
 	for _, p := range n.networks[0].pools {
 		n.assertAllFree(t, p.Subnet())
@@ -276,7 +320,7 @@ func (n *node) assertConnected(t *testing.T, ns *nstest.NS, a Attachment) {
 	const vnetHdr = 10
 	want := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, a.MAC[:]...)
 	want = append(want, 0x08, 0x06) // an ARP request
-	fd, buf := n.tap(t, a).Rx()[0].FD(), make([]byte, 70000)
+	fd, buf := n.port(t, a).Rx()[0].FD(), make([]byte, 70000)
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
 		got, err := unix.Read(fd, buf)
 		if err == unix.EAGAIN {
@@ -298,12 +342,12 @@ func (n *node) assertConnected(t *testing.T, ns *nstest.NS, a Attachment) {
 
 // The agent as a process of its own, to be killed.
 
-const agentEnv = "TAPYARD_ATTACH_AGENT"
+const agentEnv, agentTypeEnv = "TAPYARD_ATTACH_AGENT", "TAPYARD_ATTACH_TYPE"
 
 func agentMain(dir string) {
 	quiet := slog.New(slog.DiscardHandler)
 	m, err := Open(Config{
-		StateDir: dir, Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 }, Log: quiet,
+		StateDir: dir, Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 }, Log: quiet, PortType: os.Getenv(agentTypeEnv),
 		Publish:  func(Attachment, port.Port) error { return nil },
 		Withdraw: func(context.Context, Attachment) error { return nil },
 	})
@@ -327,10 +371,10 @@ func listenAndServe(ctx context.Context, socket string, s *podapi.Server) error 
 }
 
 // startAgent returns when the agent answers.
-func startAgent(t *testing.T, dir string) *exec.Cmd {
+func startAgent(t *testing.T, dir, portType string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), agentEnv+"="+dir)
+	cmd.Env = append(os.Environ(), agentEnv+"="+dir, agentTypeEnv+"="+portType)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

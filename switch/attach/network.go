@@ -77,9 +77,6 @@ func (n *network) pool(a netip.Addr) *ipam.Pool {
 	return nil
 }
 
-// hasIPv6 says whether pods get IPv6 addresses, which set a least MTU.
-func (n *network) hasIPv6() bool { return n.pool(netip.IPv6Unspecified()) != nil }
-
 // allocate gives the attachment an address out of each pool.
 func (n *network) allocate(a *Attachment) error {
 	for _, p := range n.pools {

@@ -22,10 +22,7 @@ type Request struct {
 
 func (r Request) key() string { return r.ContainerID + "/" + r.IfName }
 
-// minMTU is the least that IPv6 works with (RFC 8200 section 5); the kernel takes it off a device with less.
-const minMTU = 1280
-
-// describe makes of a request the attachment that it asks for, without name and addresses.
+// describe makes of a request the attachment that it asks for, without MTU and addresses.
 func (m *Manager) describe(req Request) (Attachment, error) {
 	if err := podapi.CheckNames(req.ContainerID, req.IfName); err != nil {
 		return Attachment{}, err
@@ -42,14 +39,10 @@ func (m *Manager) describe(req Request) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, err
 	}
-	mtu := m.cfg.MTU()
-	if mtu < minMTU && network.hasIPv6() {
-		return Attachment{}, fmt.Errorf("an MTU of %d leaves less than the %d bytes that IPv6 needs; set 'mtu', or raise the underlay's", mtu, minMTU)
-	}
 	return Attachment{
 		ContainerID: req.ContainerID, IfName: req.IfName, Name: name,
 		NetnsPath: req.NetnsPath, NetnsDev: id.dev, NetnsIno: id.ino, BootID: m.bootID,
-		MAC: stableMAC(req), MTU: mtu, VNI: network.vni, Created: time.Now().UTC(),
+		MAC: stableMAC(req), VNI: network.vni, PortType: m.cfg.PortType, Created: time.Now().UTC(),
 	}, nil
 }
 

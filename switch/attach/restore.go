@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"tapyard/switch/port"
 )
 
 // Restore publishes the recorded attachments again. Those whose pod is gone are forgotten. One that can't be
@@ -27,7 +25,7 @@ func (m *Manager) Restore(ctx context.Context) error {
 		case errors.Is(err, errGone):
 			gone++
 			m.cfg.Log.Info("forget a pod that went while the agent was down", "port", e.a.Name, "attachment", e.a.Key(), "why", err)
-			if err := m.drop(e.a.Key()); err != nil {
+			if err := errors.Join(removePair(e.a.Key()), m.drop(e.a.Key())); err != nil {
 				return fmt.Errorf("forget %s: %w", e.a.Key(), err)
 			}
 		default:
@@ -57,19 +55,26 @@ func (m *Manager) restore(e entry) error {
 	if e.fail != nil {
 		return e.fail
 	}
-	var tap *port.TAP
-	if err := inNetns(fd, func() (err error) {
-		tap, err = port.OpenTAP(port.TAPConfig{Device: link.Attrs().Name, PortName: e.a.Name, NetnsPath: e.a.NetnsPath})
-		return err
-	}); err != nil {
-		return err
-	}
-	err = p.configure(link, e.a)
-	if err == nil {
-		err = m.publish(e.a, tap)
+	var dev device
+	if e.a.PortType == Veth {
+		dev, err = m.reopenPair(e.a)
+	} else {
+		err = inNetns(fd, func() (err error) {
+			dev, err = openDevice(link.Attrs().Name, e.a)
+			return err
+		})
 	}
 	if err != nil {
-		return errors.Join(err, tap.Close()) // the device stays
+		return err
+	}
+	if e.a, err = m.follow(p, link, e.a); err == nil {
+		err = p.configure(link, e.a)
+	}
+	if err == nil {
+		err = m.publish(e.a, dev)
+	}
+	if err != nil {
+		return errors.Join(err, dev.Close()) // the device stays
 	}
 	return nil
 }

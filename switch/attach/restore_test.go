@@ -28,11 +28,13 @@ func (n *node) listed() (keys []string) {
 	return keys
 }
 
-func TestRestore(t *testing.T) {
-	n := newNode(t, nil)
+func TestRestore(t *testing.T) { bothTypes(t, testRestore) }
+
+func testRestore(t *testing.T, portType string) {
+	n := newNode(t, ofType(portType))
 	kept, stripped := nstest.New(t), nstest.New(t)
 	a, b := n.add(t, kept, "kept"), n.add(t, stripped, "stripped")
-	caps := n.tap(t, a).Caps()
+	caps := n.port(t, a).Caps()
 	var gone Attachment
 	t.Run("pod", func(t *testing.T) { gone = n.add(t, nstest.New(t), "gone") })
 	before := addressesOf(linksOf(t, kept)["eth0"])
@@ -54,7 +56,7 @@ func TestRestore(t *testing.T) {
 			t.Errorf("default routes %v, want %v", got, want)
 		}
 	}
-	if got := n.tap(t, a).Caps(); got != caps {
+	if got := n.port(t, a).Caps(); got != caps {
 		t.Errorf("offloads were %b and are %b", caps, got)
 	}
 	n.assertConnected(t, kept, a)
@@ -70,18 +72,22 @@ func TestRestore(t *testing.T) {
 }
 
 // Records whose namespace or device is another's by now are forgotten, and nothing of others is touched.
-func TestRestoreForgets(t *testing.T) {
+func TestRestoreForgets(t *testing.T) { bothTypes(t, testRestoreForgets) }
+
+func testRestoreForgets(t *testing.T, portType string) {
 	for name, change := range map[string]func(*testing.T, *nstest.NS, *Attachment){
-		"another boot":                   func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.BootID = "00000000-0000-0000-0000-000000000000" },
-		"another namespace at the path":  func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsIno++ },
-		"another file system":            func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsDev++ },
-		"no namespace at the path":       func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsPath = "/etc/passwd" },
-		"nothing at the path":            func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsPath += "x" },
-		"a foreign device of that name":  func(t *testing.T, ns *nstest.NS, _ *Attachment) { run(t, ns, "ip link set eth0 alias mine") },
+		"another boot":                  func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.BootID = "00000000-0000-0000-0000-000000000000" },
+		"another namespace at the path": func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsIno++ },
+		"another file system":           func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsDev++ },
+		"no namespace at the path":      func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsPath = "/etc/passwd" },
+		"nothing at the path":           func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsPath += "x" },
+		"a foreign device of that name": func(t *testing.T, ns *nstest.NS, _ *Attachment) {
+			run(t, ns, "ip link del eth0 && ip tuntap add eth0 mode tap && ip link set eth0 alias mine")
+		},
 		"a device that the pod took off": func(t *testing.T, ns *nstest.NS, _ *Attachment) { run(t, ns, "ip link del eth0") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, ns := newNode(t, nil), nstest.New(t)
+			n, ns := newNode(t, ofType(portType)), nstest.New(t)
 			a := n.add(t, ns, "c1")
 			change(t, ns, &a)
 			before := linksOf(t, ns)
@@ -90,7 +96,7 @@ func TestRestoreForgets(t *testing.T) {
 			}
 			n.restart(t)
 			n.assertNothing(t)
-			if after := linksOf(t, ns); len(after) != len(before) {
+			if after := linksOf(t, ns); len(after) != len(before) && portType == TAP {
 				t.Errorf("devices before %v, after %v", before, after)
 			}
 		})
@@ -105,8 +111,10 @@ func run(t *testing.T, ns *nstest.NS, script string) {
 }
 
 // What can't be restored stays recorded, so that its DEL finds the device.
-func TestRestoreKeepsWhatItCantRestore(t *testing.T) {
-	n, ns := newNode(t, nil), nstest.New(t)
+func TestRestoreKeepsWhatItCantRestore(t *testing.T) { bothTypes(t, testRestoreKeepsWhatItCantRestore) }
+
+func testRestoreKeepsWhatItCantRestore(t *testing.T, portType string) {
+	n, ns := newNode(t, ofType(portType)), nstest.New(t)
 	n.add(t, ns, "c1")
 	var log bytes.Buffer
 	n.start.Log = slog.New(slog.NewTextHandler(&log, nil))
@@ -216,7 +224,9 @@ func (c *churn) run(t *testing.T, dir, id string, rng *rand.Rand) {
 
 // Whenever an agent is killed, the next one has every pod whose ADD was answered, and the runtime's DEL
 // leaves nothing of any pod.
-func TestKilledAgent(t *testing.T) {
+func TestKilledAgent(t *testing.T) { bothTypes(t, testKilledAgent) }
+
+func testKilledAgent(t *testing.T, portType string) {
 	rng, rounds := seed.Rand(t), 12
 	if testing.Short() {
 		rounds = 3
@@ -227,7 +237,7 @@ func TestKilledAgent(t *testing.T) {
 		pods[i].ns = nstest.New(t)
 	}
 	for range rounds {
-		agent := startAgent(t, dir)
+		agent := startAgent(t, dir, portType)
 		var wg sync.WaitGroup
 		for i := range pods {
 			podRNG := rand.New(rand.NewPCG(rng.Uint64(), 0))
@@ -237,7 +247,7 @@ func TestKilledAgent(t *testing.T) {
 		agent.Process.Kill()
 		agent.Wait()
 		wg.Wait()
-		agent = startAgent(t, dir)
+		agent = startAgent(t, dir, portType)
 		assertAftermath(t, dir, pods)
 		agent.Process.Kill()
 		agent.Wait()
@@ -265,9 +275,7 @@ func assertAftermath(t *testing.T, dir string, pods []churn) {
 		}
 		c.attached = false
 	}
-	if d := ownDevices(t); !slices.Equal(d, []string{"lo"}) {
-		t.Errorf("devices in the agent's namespace: %v", d)
-	}
+	assertOwnDevices(t, "lo")
 }
 
 func assertNoRecords(t *testing.T, dir string) {

@@ -75,6 +75,9 @@ func (s *store) load() (records []Attachment, unreadable []error, err error) {
 			if err != nil {
 				unreadable = append(unreadable, fmt.Errorf("record %q: %w", key, err))
 			} else {
+				if r.PortType == "" { // written before there were two
+					r.PortType = TAP
+				}
 				records = append(records, r.Attachment)
 			}
 			return nil

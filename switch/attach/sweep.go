@@ -29,7 +29,7 @@ func (m *Manager) Sweep(ctx context.Context) {
 
 func (m *Manager) sweep(ctx context.Context) {
 	for _, e := range m.snapshot() {
-		if e.tap == nil || !e.tap.Gone() && m.hasNetns(e.a) {
+		if e.dev == nil || !e.dev.Gone() && m.hasNetns(e.a) {
 			continue
 		}
 		m.cfg.Log.Warn("a pod vanished without a DEL; detaching it", "port", e.a.Name, "attachment", e.a.Key())

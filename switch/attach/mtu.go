@@ -1,0 +1,248 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Read rtnetlink(7) first.
+
+// MTUOf returns the MTU of the interface that has the address.
+func MTUOf(a netip.Addr) (int, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return 0, fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, l := range links {
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return 0, fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
+		}
+		for _, have := range addrs {
+			if have.IP.Equal(a.AsSlice()) {
+				return l.Attrs().MTU, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("configuration: underlay %s is on no interface of this node; use one that 'ip address' lists", a)
+}
+
+// settle is how long WatchMTU waits for further news after some: an address that moves to another interface
+// is deleted and added.
+const settle = 100 * time.Millisecond
+
+// WatchMTU calls changed with the MTU of the interface that has the address: at once, and whenever it has
+// become another one, in the calling goroutine. While no interface has the address, the last MTU stands. It
+// returns nil when ctx ends. The interfaces are those of the calling thread's network namespace.
+func WatchMTU(ctx context.Context, addr netip.Addr, changed func(mtu int)) error {
+	if err := watchMTU(ctx, addr, changed); err != nil {
+		return fmt.Errorf("watch the MTU of the underlay %s: %w", addr, err)
+	}
+	return nil
+}
+
+func watchMTU(ctx context.Context, addr netip.Addr, changed func(mtu int)) error {
+	file, err := listenNews()
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	news, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { file.SetReadDeadline(time.Unix(1, 0)) })() // ends what waits
+	for last := 0; ; {
+		if mtu, err := MTUOf(addr); err == nil && mtu != last { // after an error there is news to come
+			last = mtu
+			changed(mtu)
+		}
+		if err := awaitNews(ctx, news); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// listenNews opens a socket that tells of changes of interfaces and addresses.
+func listenNews() (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	groups := uint32(unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR)
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("subscribe to netlink groups %#x: %w", groups, err)
+	}
+	return os.NewFile(uintptr(fd), "netlink"), nil
+}
+
+// awaitNews returns some time after there was news. What it says is not read: messages may be lost (ENOBUFS),
+// the interfaces' state can't.
+func awaitNews(ctx context.Context, news syscall.RawConn) error {
+	var failed error
+	if err := news.Read(func(fd uintptr) (done bool) {
+		done, failed = drain(int(fd))
+		return done
+	}); err != nil || failed != nil {
+		return errors.Join(err, failed)
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(settle):
+	}
+	return nil
+}
+
+// drain empties the socket and says whether it wasn't empty.
+func drain(fd int) (some bool, err error) {
+	var buf [1]byte // the rest of a message is cut
+	for {
+		switch _, _, err := unix.Recvfrom(fd, buf[:], 0); err {
+		case nil, unix.ENOBUFS:
+			some = true
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return some, nil
+		default:
+			return true, fmt.Errorf("read from netlink socket: %w", err)
+		}
+	}
+}
+
+// SetMTU changes the MTU of tapyard0 and of the host's routes through it.
+func (h *Host) SetMTU(mtu int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.cfg.Subnets {
+		if err := checkMTU(mtu, s); err != nil {
+			return fmt.Errorf("host device %s: %w", HostDevice, err)
+		}
+	}
+	if err := netlink.LinkSetMTU(h.link, mtu); err != nil {
+		return fmt.Errorf("host device %s: set MTU %d: %w", HostDevice, mtu, err)
+	}
+	h.cfg.MTU = mtu
+	return h.setRoutes()
+}
+
+// SetMTU gives all published pods another MTU, which Config.MTU returns by now: an ADD that is under way
+// has either asked before and is waited for, or gets the new one. The pods are tried to the last one; the
+// error names those that keep the old MTU. A kill leaves what the next Restore completes.
+func (m *Manager) SetMTU(ctx context.Context, mtu int) error {
+	if err := m.checkMTU(mtu); err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range m.snapshot() {
+		err := ctx.Err()
+		if err == nil {
+			err = m.setPodMTU(e.a.Key(), mtu)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("pod %s: set MTU %d: %w", e.a.Name, mtu, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// setPodMTU leaves alone what is not published, which gets the MTU when it is restored, and pods that are
+// gone, which Sweep finds.
+func (m *Manager) setPodMTU(key string, mtu int) error {
+	defer m.locks.lock(key)()
+	e, known := m.get(key)
+	if !known || e.dev == nil || e.a.MTU == mtu {
+		return nil
+	}
+	fd, err := m.openRecorded(e.a)
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	p, err := openPod(fd)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	link, err := p.ours(key)
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	if err == nil {
+		e.a, err = m.resize(p, link, e.a, mtu)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.entries[key].a = e.a
+	return err
+}
+
+// resize sets the MTU of the attachment's device, which is link in the pod, and of its other end, and records
+// it: last, so that a record never says what the device hasn't.
+func (m *Manager) resize(p *pod, link netlink.Link, a Attachment, mtu int) (Attachment, error) {
+	if a.PortType == Veth {
+		host, err := hostEnd(a.Key())
+		if err == nil && host != nil {
+			err = netlink.LinkSetMTU(host, mtu)
+		}
+		if err != nil {
+			return a, err
+		}
+	}
+	if err := p.LinkSetMTU(link, mtu); err != nil {
+		return a, err
+	}
+	a.MTU = mtu
+	return a, m.store.put(a)
+}
+
+// follow gives a pod that is being restored the present MTU. One that pods can't have leaves it the old one,
+// with a line in the log, rather than cutting it off.
+func (m *Manager) follow(p *pod, link netlink.Link, a Attachment) (Attachment, error) {
+	mtu := m.cfg.MTU()
+	if err := m.checkMTU(mtu); err != nil {
+		m.cfg.Log.Error("pod keeps its MTU", "port", a.Name, "mtu", a.MTU, "err", err)
+		return a, nil
+	}
+	a, err := m.resize(p, link, a, mtu)
+	if err != nil {
+		return a, fmt.Errorf("set MTU %d: %w", mtu, err)
+	}
+	return a, nil
+}
+
+// minMTU is the least that IPv6 works with (RFC 8200 section 5); the kernel takes it off a device with less.
+const minMTU = 1280
+
+// checkMTU says why a device with an address of the subnet can't have the MTU, in bytes.
+func checkMTU(mtu int, subnet netip.Prefix) error {
+	if mtu < minMTU && subnet.Addr().Is6() {
+		return fmt.Errorf("an MTU of %d leaves less than the %d bytes that IPv6 needs; set 'mtu', or raise the underlay's", mtu, minMTU)
+	}
+	return nil
+}
+
+// checkMTU says why pods can't have the MTU.
+func (m *Manager) checkMTU(mtu int) error {
+	for _, n := range m.networks {
+		for _, p := range n.pools {
+			if err := checkMTU(mtu, p.Subnet()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
