@@ -235,9 +235,4 @@ func (t *addition) record() error {
 	return t.m.store.put(t.a)
 }
 
-func (t *addition) publish() error {
-	t.m.mu.Lock()
-	t.m.entries[t.a.Key()].a = t.a
-	t.m.mu.Unlock()
-	return t.m.publish(t.a, t.dev)
-}
+func (t *addition) publish() error { return t.m.publish(t.a, t.dev) }

@@ -230,7 +230,8 @@ func (m *Manager) publish(a Attachment, dev device) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.entries[a.Key()].dev = dev
+	e := m.entries[a.Key()]
+	e.a, e.dev = a, dev
 	return nil
 }
 

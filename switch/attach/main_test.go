@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -81,6 +82,12 @@ func (n *node) restart(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
+	n.reopen(t)
+}
+
+// reopen is the next start.
+func (n *node) reopen(t *testing.T) {
+	t.Helper()
 	clear(n.ports)
 	n.open(t)
 	if err := n.Restore(t.Context()); err != nil {
@@ -369,6 +376,8 @@ func listenAndServe(ctx context.Context, socket string, s *podapi.Server) error 
 	}
 	return s.Serve(ctx, l)
 }
+
+func textLog(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
 
 // startAgent returns when the agent answers.
 func startAgent(t *testing.T, dir, portType string) *exec.Cmd {
