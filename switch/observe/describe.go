@@ -26,6 +26,8 @@ func describe(r drop.Reason, e *port.Example) string {
 	switch {
 	case e.From.IsValid():
 		return describeDatagram(r, e)
+	case e.Len == 0: // an empty frame, or the kernel kept it to itself
+		return "no bytes were delivered"
 	case r == drop.ShortRead:
 		return fmt.Sprintf("the device delivered %d bytes: %s", e.Len, hexOf(e.Head))
 	}

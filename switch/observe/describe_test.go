@@ -143,7 +143,7 @@ func TestDescribe(t *testing.T) {
 		"stp": {drop.ReservedMulticast, packet(t, 38, gopacket.Payload("\x42\x42\x03"+strings.Repeat("\x00", 35))),
 			"802.3 frame with length 38 (STP or another LLC protocol), 60 bytes" + macs},
 		"short":         {drop.ShortEthernet, []byte{1, 2, 3}, "3 bytes, an Ethernet header has 14: 01 02 03"},
-		"empty":         {drop.ShortEthernet, nil, "0 bytes, an Ethernet header has 14: (none)"},
+		"empty":         {drop.ShortEthernet, nil, "no bytes were delivered"},
 		"short read":    {drop.ShortRead, []byte{1, 2, 3}, "the device delivered 3 bytes: 01 02 03"},
 		"short ipv4":    {drop.ShortIPv4, tcp(t)[:16], "IPv4 needs 20 bytes, 2 are there: 45 00, 16 bytes" + macs},
 		"total length":  {drop.IPv4TotalLen, with(tcp(t)[:60], 16, 5), "IPv4 says 1340 bytes, 46 are there: 45 00 05 3c 00 00 00 00 40 06 5a c9 0a f4 01 03 0a f4 09 09 9c b0 00 50 ..., 60 bytes" + macs},
