@@ -57,14 +57,26 @@ func TestFlagsWinOverTheFile(t *testing.T) {
 	if c.Name != "n7" || c.MTU != 1300 || c.LogLevel.String() != "DEBUG" || c.VNI != 1 || len(c.PodSubnets) != 2 || c.PodSubnets[0].String() != "10.2.0.0/24" {
 		t.Errorf("configuration %+v", c)
 	}
-	for text, part := range map[string]string{
-		"podSubnet: [10.1.0.0/24]":  "podSubnet",
-		"podSubnets: [10.1.0.0/33]": "10.1.0.0/33",
-		"logLevel: loud":            "loud",
+	for text, want := range map[string]string{
+		"name: n7\npodSubnet: [10.1.0.0/24]": `line 2: unknown key "podSubnet"; there are name, mode,`,
+		"podSubnets: [10.1.0.0/33]":          `line 1: podSubnets[0]: "10.1.0.0/33" is not an address range;`,
+		"underlay: [n1.example]":             `line 1: underlay[0]: "n1.example" is not an IP address; names are not resolved`,
+		"logLevel: loud":                     `line 1: logLevel: "loud" is none of debug, info, warn and error`,
+		"port: 99999":                        `line 1: port: "99999" is not a whole number from 0 to 65535`,
+		"networks: [{name: lab, vni: lots}]": `line 1: networks[0] (lab): vni: "lots" is not a whole number from 0 to 4294967295`,
 	} {
 		write(text)
-		if _, err := configFrom([]string{"--config", path}); err == nil || !strings.Contains(err.Error(), part) || !strings.Contains(err.Error(), path) {
-			t.Errorf("%q: error %v, want one that names %q and the file", text, err, part)
+		if _, err := configFrom([]string{"--config", path}); err == nil || !strings.HasPrefix(err.Error(), "configuration "+path+": "+want) {
+			t.Errorf("%q: error %v, want %q behind the file's name", text, err, want)
+		}
+	}
+	write("")
+	for flag, want := range map[string]string{
+		"--underlay=n1.example":   `invalid argument "n1.example" for "--underlay" flag: "n1.example" is not an IP address; names are not resolved, write the address`,
+		"--pod-subnet=10.244.1.9": `invalid argument "10.244.1.9" for "--pod-subnet" flag: "10.244.1.9" has no length; write the range, for example 10.244.1.0/24`,
+	} {
+		if _, err := configFrom([]string{"--config", path, flag}); err == nil || err.Error() != want {
+			t.Errorf("%s: error %v, want %q", flag, err, want)
 		}
 	}
 	if _, err := configFrom([]string{"--config", path + ".absent"}); err == nil {
