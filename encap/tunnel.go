@@ -77,7 +77,7 @@ func (t *Tunnel) open() error {
 		return fmt.Errorf("%d workers, peers %p: want at least one worker and a VTEPTable", t.cfg.Workers, t.cfg.Peers)
 	}
 	var err error
-	if t.fds, err = listen(netip.AddrPortFrom(t.cfg.Local, t.cfg.Port), t.cfg.Workers); err != nil {
+	if t.fds, err = listen(t.local(), t.cfg.Workers); err != nil {
 		return err
 	}
 	for _, fd := range t.fds {
@@ -93,6 +93,8 @@ func (t *Tunnel) open() error {
 	}
 	return nil
 }
+
+func (t *Tunnel) local() netip.AddrPort { return netip.AddrPortFrom(t.cfg.Local, t.cfg.Port) }
 
 // Name implements port.Port.
 func (t *Tunnel) Name() string { return t.cfg.Name }

@@ -25,8 +25,8 @@ import (
 //   - a UDP length that isn't the packet's.
 //
 // A partial TCP packet larger than mtu becomes a super-frame with segments of mtu. One whose checksum is
-// complete was sent so large, and its sender must be told by ICMP. So must the sender of UDP, for whom
-// each datagram has a meaning: where they ended isn't known any more.
+// complete was sent so large, and its sender must be told by ICMP. So must the sender of UDP, whose
+// datagrams have limits of their own; a train of them (UDP_SEGMENT) the kernel cuts before any socket sees it.
 func RestoreOffload(f *Frame, p *wire.Parsed, mtu int) bool {
 	offset, ok := checksumField(p)
 	if !ok {
