@@ -79,7 +79,8 @@ func setUpPacket(fd, index int) error {
 }
 
 // packetCaps is what packet sockets of this kernel take whole. All that have PACKET_VNET_HDR take TCP
-// super-frames; UDP ones came with kernel 6.2 and are tried out, once.
+// super-frames; UDP ones came with kernel 6.2 and are tried out, once, on lo, without
+// which they are taken for missing.
 var packetCaps = sync.OnceValue(func() Caps {
 	if sendsUSO() {
 		return CapsAll

@@ -243,6 +243,10 @@ func TestPacketToDownedAndDeleted(t *testing.T) {
 	if b := p.recv(t, 0); b.Len() != 0 {
 		t.Errorf("%d frames received from a deleted device", b.Len())
 	}
+	fds := []unix.PollFd{{Fd: int32(p.packet.fd), Events: unix.POLLIN}}
+	if _, err := unix.Poll(fds, 0); err != nil || fds[0].Revents != 0 { // or the worker would never sleep
+		t.Errorf("a deleted device still reports %#x, %v", fds[0].Revents, err)
+	}
 	check(t, p.packet.Remove())
 	if _, err := p.packet.KernelDrops(); !errors.Is(err, unix.EBADF) {
 		t.Errorf("drop counter of a closed port: %v, want EBADF", err)
