@@ -1,5 +1,5 @@
 // Package port holds what a switch is attached to: the Port and Queue contracts, the counters that every
-// port keeps, and the TAP device. Tunnels (package encap) and the in-memory ports of tests are Ports too.
+// port keeps, the TAP device and the packet socket. Tunnels (package encap) and the in-memory ports of tests are Ports too.
 package port
 
 import (
@@ -60,7 +60,7 @@ func (c Caps) Takes(m *frame.Meta) bool {
 type Port interface {
 	// Name is unique in the switch, for operators: "default/web-0" or "tapyard0".
 	Name() string
-	// Kind is a lower-case word: "tap", "host", "vxlan", "memory".
+	// Kind is a lower-case word: "tap", "veth", "host", "packet", "vxlan", "memory".
 	Kind() string
 	// Caps doesn't change while the port lives.
 	Caps() Caps
