@@ -44,17 +44,34 @@ func call(ctx context.Context, socket string, req Request, netns int) (resp Resp
 	if err != nil {
 		return resp, err
 	}
-	c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	conn, err := dialAgent(ctx, socket)
 	if err != nil {
 		return resp, err
 	}
-	conn := c.(*net.UnixConn)
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })() // a time long past
 	if err := send(conn, msg, netns); err != nil {
 		return resp, err
 	}
 	return readResponse(conn)
+}
+
+// dialAgent waits for room in the listener's backlog, which a non-blocking connect does not.
+func dialAgent(ctx context.Context, socket string) (*net.UnixConn, error) {
+	for {
+		c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+		if err == nil {
+			return c.(*net.UnixConn), nil
+		}
+		if !errors.Is(err, unix.EAGAIN) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(askGrace):
+		}
+	}
 }
 
 // send writes the length with the descriptor and then the rest, because a long message takes several

@@ -30,7 +30,8 @@ func (f handlerFunc) Handle(ctx context.Context, r *Request, netns int) (json.Ra
 // agent is a Server on a socket of its own.
 type agent struct {
 	socket string
-	stop   func() // and wait
+	log    *slog.Logger // nil discards
+	stop   func()       // and wait
 }
 
 func serve(t *testing.T, h handlerFunc) *agent {
@@ -49,7 +50,11 @@ func (a *agent) serveAgain(t *testing.T, h handlerFunc) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- (&Server{Handler: h, Log: slog.New(slog.DiscardHandler)}).Serve(ctx, l) }()
+	log := a.log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	go func() { ended <- (&Server{Handler: h, Log: log}).Serve(ctx, l) }()
 	a.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -287,14 +292,14 @@ func TestConcurrencyIsBounded(t *testing.T) {
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 		}
 		total.Add(1)
-		if n == maxConns {
+		if n == maxRequests {
 			fill()
 		}
 		<-full
 		now.Add(-1)
 		return json.RawMessage(`{}`), nil
 	})
-	const calls = maxConns + 40
+	const calls = maxRequests + 40
 	var wg sync.WaitGroup
 	for range calls {
 		wg.Go(func() {
@@ -304,8 +309,8 @@ func TestConcurrencyIsBounded(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if most.Load() != maxConns || total.Load() != calls {
-		t.Errorf("at most %d at once and %d in all, want %d and %d", most.Load(), total.Load(), maxConns, calls)
+	if most.Load() != maxRequests || total.Load() != calls {
+		t.Errorf("at most %d at once and %d in all, want %d and %d", most.Load(), total.Load(), maxRequests, calls)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -14,9 +15,16 @@ import (
 )
 
 const (
-	// maxConns bounds the requests served at once; further ones wait in the listener's backlog. Kubelet
-	// starts a few pods at a time, a runtime's restart deletes dozens.
-	maxConns = 64
+	// maxRequests bounds the requests handled at once; further ones wait. Kubelet starts a few pods at a time,
+	// a runtime's restart deletes dozens.
+	maxRequests = 64
+	// maxConns bounds the open connections, with their descriptors and up to MaxMessage of memory each;
+	// further ones wait in the listener's backlog.
+	maxConns = 256
+	// askGrace is how long a connection without a whole request may keep others waiting when maxConns are
+	// open: a plugin writes its request right after it has connected. So 10,000 half-open connections hold
+	// the next request up for 10,000 / maxConns * askGrace = 2 s, and not for ioTimeout each.
+	askGrace = 50 * time.Millisecond
 	// ioTimeout is how long a plugin may take to send its request or to take its answer: it has both
 	// at hand.
 	ioTimeout = 10 * time.Second
@@ -52,9 +60,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer l.Close()
 	var begun sync.WaitGroup
 	defer begun.Wait()
-	slots := make(chan struct{}, maxConns)
+	open := newConns()
 	for {
-		slots <- struct{}{}
 		conn, err := l.Accept()
 		switch {
 		case ctx.Err() != nil:
@@ -67,23 +74,29 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		case err != nil:
 			s.log().Error("accept on the CNI socket", "socket", l.Addr().String(), "err", err)
 			time.Sleep(acceptPause)
-			<-slots
+		case !open.enter(ctx):
+			conn.Close()
+			return nil
 		default:
 			begun.Go(func() {
-				defer func() { <-slots }()
-				s.serve(ctx, conn.(*net.UnixConn), TombstoneDir(l.Addr().String()))
+				defer open.leave()
+				s.serve(ctx, open, conn.(*net.UnixConn), TombstoneDir(l.Addr().String()))
 			})
 		}
 	}
 }
 
-func (s *Server) serve(ctx context.Context, conn *net.UnixConn, tombstones string) {
+func (s *Server) serve(ctx context.Context, open *conns, conn *net.UnixConn, tombstones string) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(ioTimeout))
-	result, err := s.answer(ctx, conn, tombstones)
+	pid, err := checkPeer(conn)
+	var result json.RawMessage
+	if err == nil {
+		result, err = s.answer(ctx, open, conn, tombstones)
+	}
 	resp := Response{Result: result}
 	if err != nil {
-		s.log().Warn("CNI request failed", "err", err)
+		s.log().Warn("CNI request failed", "pid", pid, "err", err)
 		resp = Response{Error: AsError(err)}
 	}
 	msg, err := encode(resp)
@@ -96,13 +109,14 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn, tombstones strin
 	}
 }
 
-func (s *Server) answer(ctx context.Context, conn *net.UnixConn, tombstones string) (json.RawMessage, error) {
-	if err := checkPeer(conn); err != nil {
-		return nil, err
-	}
+func (s *Server) answer(ctx context.Context, open *conns, conn *net.UnixConn, tombstones string) (json.RawMessage, error) {
 	// A stop does not wait for a plugin that is slow to ask.
 	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
+	a := open.ask(conn)
 	req, netns, err := receive(conn)
+	if open.asked(a) && errors.Is(err, os.ErrDeadlineExceeded) {
+		err = Errorf(CodeTryAgain, "%d connections were open, and of those without a whole request this one for the longest; try again", maxConns)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -114,18 +128,19 @@ func (s *Server) answer(ctx context.Context, conn *net.UnixConn, tombstones stri
 		conn.Read(make([]byte, 1))
 		cancel()
 	}()
-	result, err := s.Handler.Handle(ctx, req, netns)
+	result, err := open.handle(ctx, s.Handler, req, netns)
 	if err == nil && req.Command == "DEL" {
 		err = removeTombstone(tombstones, req)
 	}
 	return result, err
 }
 
-// checkPeer refuses a peer that isn't root in the agent's user namespace, whatever the socket's mode is.
-func checkPeer(conn *net.UnixConn) error {
+// checkPeer returns the peer's process, and refuses one that isn't root in the agent's user namespace,
+// whatever the socket's mode is.
+func checkPeer(conn *net.UnixConn) (pid int32, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return fmt.Errorf("read the peer's credentials: %w", err)
+		return 0, fmt.Errorf("read the peer's credentials: %w", err)
 	}
 	var cred *unix.Ucred
 	if cerr := raw.Control(func(fd uintptr) {
@@ -134,10 +149,10 @@ func checkPeer(conn *net.UnixConn) error {
 		err = cerr
 	}
 	if err != nil {
-		return fmt.Errorf("read the peer's credentials: %w", err)
+		return 0, fmt.Errorf("read the peer's credentials: %w", err)
 	}
 	if cred.Uid != 0 {
-		return Errorf(CodeInternal, "process %d of user %d asked; only root may", cred.Pid, cred.Uid)
+		return cred.Pid, Errorf(CodeInternal, "process %d of user %d asked; only root may", cred.Pid, cred.Uid)
 	}
-	return nil
+	return cred.Pid, nil
 }
