@@ -43,7 +43,8 @@ const requestTimeout = 10 * time.Second
 
 // Serve answers on the listener until ctx ends.
 func (s *Source) Serve(ctx context.Context, l net.Listener) error {
-	srv := &http.Server{Handler: s.Handler(), ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, MaxHeaderBytes: 16 << 10}
+	srv := &http.Server{Handler: s.Handler(), ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, MaxHeaderBytes: 16 << 10,
+		ConnState: new(conns).track}
 	defer context.AfterFunc(ctx, func() { srv.Close() })()
 	if err := srv.Serve(l); err != http.ErrServerClosed {
 		return fmt.Errorf("admin socket: %w", err)
@@ -71,7 +72,7 @@ func (c Client) Raw(ctx context.Context, view string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", c.Socket)
+		return dial(ctx, c.Socket)
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/"+url.PathEscape(view), nil)
 	if err != nil {
