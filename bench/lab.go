@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -44,10 +45,12 @@ var labClusterCIDRs = []string{"10.244.0.0/16", "fd00:10:244::/48"}
 
 // LabConfig says what LabUp builds.
 type LabConfig struct {
-	Nodes     int  `json:"nodes"`     // 1 to 244
-	Pods      int  `json:"pods"`      // per node, 0 to 252
-	Workers   int  `json:"workers"`   // of each node's agent; 0: the agent's default
-	Underlay6 bool `json:"underlay6"` // tunnels over IPv6
+	Nodes     int    `json:"nodes"`     // 1 to 244
+	Pods      int    `json:"pods"`      // per node, 0 to 252
+	Workers   int    `json:"workers"`   // of each node's agent; 0: the agent's default
+	Underlay6 bool   `json:"underlay6"` // tunnels over IPv6
+	MTU       int    `json:"mtu"`       // of pods, in bytes; 0 follows the underlay
+	PortType  string `json:"portType"`  // of pods: tap, also when empty, or veth
 
 	Executable string    `json:"-"` // the tapyard binary, with tapyard-cni beside it; "" is this process's own
 	Progress   io.Writer `json:"-"` // a line per step; nil: nowhere
@@ -299,6 +302,7 @@ func (l *Lab) writeConfigs() error {
 	for _, n := range l.Nodes {
 		err = errors.Join(err, labWriteConfig(n.Name, map[string]any{
 			"mode": "routed", "podSubnets": n.PodSubnets, "underlay": n.Underlay, "peersFile": peersFile, "workers": l.Config.Workers,
+			"mtu": l.Config.MTU, "portType": cmp.Or(l.Config.PortType, "tap"),
 		}))
 	}
 	if err != nil {

@@ -32,6 +32,8 @@ in ` + labDir + `; 'lab down' removes both, also after a crash.`,
 func bindLabConfig(cmd *cobra.Command, cfg *LabConfig) {
 	cmd.Flags().BoolVar(&cfg.Underlay6, "underlay6", false, "tunnels between nodes over IPv6")
 	cmd.Flags().IntVar(&cfg.Workers, "workers", 0, "workers of each node's agent; 0: the agent's default")
+	cmd.Flags().IntVar(&cfg.MTU, "mtu", 0, "MTU of the pods; 0: what the underlay leaves")
+	cmd.Flags().StringVar(&cfg.PortType, "port-type", "", "how pods are connected: tap (default) or veth")
 }
 
 func labUpCommand() *cobra.Command {
