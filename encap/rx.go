@@ -6,6 +6,7 @@ import (
 
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
+	"tapyard/switch/mmsg"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 
@@ -34,8 +35,8 @@ type rxQueue struct {
 	iovs  [rxSlots]unix.Iovec // of slots
 	from  [rxSlots]sockaddr
 	tos   [rxSlots]tosMessage
-	msgs  [rxSlots]mmsghdr // of iovs, from and tos
-	next  int              // the slots from next to got-1 hold datagrams
+	msgs  [rxSlots]mmsg.Message // of iovs, from and tos
+	next  int                   // the slots from next to got-1 hold datagrams
 	got   int
 }
 
@@ -45,8 +46,8 @@ func newRxQueue(fd int, peers *VTEPTable) *rxQueue {
 	q := &rxQueue{fd: fd, peers: peers}
 	for i := range q.slots {
 		q.slots[i] = make([]byte, slotLen)
-		setBuffer(&q.iovs[i], q.slots[i])
-		hdr := &q.msgs[i].hdr
+		mmsg.SetBuffer(&q.iovs[i], q.slots[i])
+		hdr := &q.msgs[i].Hdr
 		hdr.Name = &q.from[i][0]
 		hdr.Iov = &q.iovs[i]
 		hdr.SetIovlen(1)
@@ -78,11 +79,11 @@ func (q *rxQueue) Recv(b *frame.Burst, p *frame.Pool, st *port.Stats) (more bool
 func (q *rxQueue) receive(n int) (more bool) {
 	for i := range q.msgs[:n] {
 		// The kernel has set the lengths to those of what it wrote.
-		q.msgs[i].hdr.Namelen = uint32(len(q.from[i]))
-		q.msgs[i].hdr.SetControllen(int(unsafe.Sizeof(q.tos[i])))
+		q.msgs[i].Hdr.Namelen = uint32(len(q.from[i]))
+		q.msgs[i].Hdr.SetControllen(int(unsafe.Sizeof(q.tos[i])))
 	}
 	q.next, q.got = 0, 0
-	got, errno := recvmmsg(q.fd, q.msgs[:n])
+	got, errno := mmsg.Recv(q.fd, q.msgs[:n])
 	if errno != 0 {
 		return false // EAGAIN; an unconnected socket without IP_RECVERR reports nothing else
 	}
@@ -94,7 +95,7 @@ func (q *rxQueue) receive(n int) (more bool) {
 func (q *rxQueue) deliver(b *frame.Burst, p *frame.Pool, st *port.Stats) bool {
 	peers := q.peers.load()
 	for ; q.next < q.got; q.next++ {
-		datagram := wire.VXLAN(q.slots[q.next][:q.msgs[q.next].len])
+		datagram := wire.VXLAN(q.slots[q.next][:q.msgs[q.next].Len])
 		from := q.from[q.next].addr()
 		peer, reason := peers.sender(datagram, from)
 		if reason == drop.None {

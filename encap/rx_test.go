@@ -159,7 +159,7 @@ func FuzzDecap(f *testing.F) {
 			from = peer
 		}
 		q.from[0].encode(netip.AddrPortFrom(from, 61000))
-		q.msgs[0].len = uint32(copy(q.slots[0], datagram))
+		q.msgs[0].Len = uint32(copy(q.slots[0], datagram))
 		q.tos[0] = receivedTOS(v6, tos)
 		q.next, q.got = 0, 1
 		var b frame.Burst

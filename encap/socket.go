@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -162,18 +161,4 @@ func bind(fd int, local netip.AddrPort) error {
 		return fmt.Errorf("bind to UDP %v: %w", local, err)
 	}
 	return nil
-}
-
-// socketDrops returns how many datagrams found the socket's receive buffer full. The kernel counts in 32
-// bits.
-func socketDrops(fd int) (uint64, error) {
-	const drops = 8 // SK_MEMINFO_DROPS of linux/sock_diag.h, the last of 9
-	var info [drops + 1]uint32
-	size := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-	if errno != 0 {
-		return 0, fmt.Errorf("read SO_MEMINFO: %w", errno)
-	}
-	return uint64(info[drops]), nil
 }

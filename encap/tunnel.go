@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tapyard/switch/mmsg"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
@@ -125,7 +126,7 @@ func (t *Tunnel) KernelDrops() (uint64, error) {
 	}
 	var sum uint64
 	for _, fd := range t.fds[:len(t.rx)] {
-		n, err := socketDrops(fd)
+		n, err := mmsg.Drops(fd)
 		if err != nil {
 			return 0, fmt.Errorf("tunnel %s: %w", t.cfg.Name, err)
 		}

@@ -7,6 +7,7 @@ import (
 
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
+	"tapyard/switch/mmsg"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 
@@ -50,7 +51,7 @@ type txQueue struct {
 	hdrs  [batch][wire.VXLANLen + frame.MaxHeaderLen]byte // what isn't in the frame: VXLAN and a segment's headers
 	iovs  [batch][maxParts]unix.Iovec
 	to    [batch]sockaddr
-	msgs  [batch]mmsghdr // of iovs and to
+	msgs  [batch]mmsg.Message // of iovs and to
 }
 
 var _ port.TxQueue = (*txQueue)(nil)
@@ -61,8 +62,8 @@ func newTxQueue(t *Tunnel, source [lanes]int) *txQueue {
 		q.tos[ecn] = newTOSMessage(t.cfg.Local, uint8(ecn))
 	}
 	for i := range q.msgs {
-		q.msgs[i].hdr.Name = &q.to[i][0]
-		q.msgs[i].hdr.Iov = &q.iovs[i][0]
+		q.msgs[i].Hdr.Name = &q.to[i][0]
+		q.msgs[i].Hdr.Iov = &q.iovs[i][0]
 	}
 	return q
 }
@@ -102,8 +103,8 @@ func (q *txQueue) gather(i int) {
 		q.gatherCompleted(i, f, peer.Underlay)
 	default:
 		hdr, parts := q.begin(i, f, peer.Underlay)
-		setBuffer(&parts[0], hdr[:wire.VXLANLen])
-		setBuffer(&parts[1], f.Bytes())
+		mmsg.SetBuffer(&parts[0], hdr[:wire.VXLANLen])
+		mmsg.SetBuffer(&parts[1], f.Bytes())
 		q.commit(2)
 	}
 }
@@ -118,10 +119,10 @@ func (q *txQueue) gatherCompleted(i int, f *frame.Frame, to netip.Addr) {
 	hdr, parts := q.begin(i, f, to)
 	field := hdr[wire.VXLANLen:][:2]
 	binary.BigEndian.PutUint16(field, sum)
-	setBuffer(&parts[0], hdr[:wire.VXLANLen])
-	setBuffer(&parts[1], f.Bytes()[:at])
-	setBuffer(&parts[2], field)
-	setBuffer(&parts[3], f.Bytes()[at+len(field):])
+	mmsg.SetBuffer(&parts[0], hdr[:wire.VXLANLen])
+	mmsg.SetBuffer(&parts[1], f.Bytes()[:at])
+	mmsg.SetBuffer(&parts[2], field)
+	mmsg.SetBuffer(&parts[3], f.Bytes()[at+len(field):])
 	q.commit(4)
 }
 
@@ -137,8 +138,8 @@ func (q *txQueue) gatherSegments(i int, f *frame.Frame, to netip.Addr) {
 		if !ok || q.reasons[i] != drop.None {
 			return
 		}
-		setBuffer(&parts[0], hdr[:wire.VXLANLen+n])
-		setBuffer(&parts[1], payload)
+		mmsg.SetBuffer(&parts[0], hdr[:wire.VXLANLen+n])
+		mmsg.SetBuffer(&parts[1], payload)
 		q.commit(2)
 	}
 }
@@ -150,7 +151,7 @@ func (q *txQueue) begin(i int, f *frame.Frame, to netip.Addr) (hdr []byte, parts
 		q.transmit()
 	}
 	q.owner[q.n] = uint8(i)
-	msg := &q.msgs[q.n].hdr
+	msg := &q.msgs[q.n].Hdr
 	msg.Namelen = q.to[q.n].encode(netip.AddrPortFrom(to, q.t.cfg.Port))
 	msg.Controllen = 0
 	if tos := outerTOS(f.Bytes()); tos != 0 {
@@ -163,14 +164,14 @@ func (q *txQueue) begin(i int, f *frame.Frame, to netip.Addr) (hdr []byte, parts
 
 // commit adds the datagram of the last begin, which has n parts.
 func (q *txQueue) commit(n int) {
-	q.msgs[q.n].hdr.SetIovlen(n)
+	q.msgs[q.n].Hdr.SetIovlen(n)
 	q.n++
 }
 
 // transmit sends what was gathered. sendmmsg stops at the first datagram that the kernel refuses.
 func (q *txQueue) transmit() {
 	for at := 0; at < q.n; {
-		sent, errno := sendmmsg(q.fd, q.msgs[at:q.n])
+		sent, errno := mmsg.Send(q.fd, q.msgs[at:q.n])
 		if errno != 0 {
 			sent = q.refused(at, errno)
 		}
@@ -196,7 +197,7 @@ func (q *txQueue) refused(at int, errno unix.Errno) (n int) {
 
 // datagramLen returns the bytes of a gathered datagram, without the UDP header.
 func (q *txQueue) datagramLen(i int) (n int) {
-	for _, part := range q.iovs[i][:q.msgs[i].hdr.Iovlen] {
+	for _, part := range q.iovs[i][:q.msgs[i].Hdr.Iovlen] {
 		n += int(part.Len)
 	}
 	return n

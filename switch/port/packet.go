@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"tapyard/switch/mmsg"
 )
 
 // Read packet(7) and net/packet/af_packet.c of the kernel first.
@@ -121,20 +122,16 @@ func (p *Packet) Gone() bool {
 // KernelDrops implements Dropper: the frames that found the socket's buffer full since it was opened. The
 // kernel counts in 32 bits.
 func (p *Packet) KernelDrops() (uint64, error) {
-	const drops = 8 // SK_MEMINFO_DROPS of linux/sock_diag.h, the last of 9
-	p.mu.Lock()     // the descriptor's number must not become another socket's meanwhile
+	p.mu.Lock() // the descriptor's number must not become another socket's meanwhile
 	defer p.mu.Unlock()
 	if p.closed {
 		return 0, fmt.Errorf("read drop counter of port %s: the port is closed: %w", p.cfg.PortName, unix.EBADF)
 	}
-	var info [drops + 1]uint32
-	size := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(p.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-	if errno != 0 {
-		return 0, fmt.Errorf("read drop counter of port %s: SO_MEMINFO: %w", p.cfg.PortName, errno)
+	n, err := mmsg.Drops(p.fd)
+	if err != nil {
+		return 0, fmt.Errorf("read drop counter of port %s: %w", p.cfg.PortName, err)
 	}
-	return uint64(info[drops]), nil
+	return n, nil
 }
 
 // Close ends the port. An uplink is the host's again and stays up; the host end of a pair stays closed to

@@ -9,6 +9,7 @@ import (
 
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
+	"tapyard/switch/mmsg"
 	"tapyard/switch/wire"
 )
 
@@ -31,8 +32,8 @@ type packetRx struct {
 	slots [packetSlots][]byte
 	iovs  [packetSlots]unix.Iovec // of slots
 	aux   [packetSlots]auxdata
-	msgs  [packetSlots]mmsghdr // of iovs and aux
-	next  int                  // the slots from next to got-1 hold frames
+	msgs  [packetSlots]mmsg.Message // of iovs and aux
+	next  int                       // the slots from next to got-1 hold frames
 	got   int
 }
 
@@ -42,8 +43,8 @@ func newPacketRx(p *Packet) *packetRx {
 	q := &packetRx{p: p}
 	for i := range q.slots {
 		q.slots[i] = make([]byte, slotLen)
-		setBuffer(&q.iovs[i], q.slots[i])
-		hdr := &q.msgs[i].hdr
+		mmsg.SetBuffer(&q.iovs[i], q.slots[i])
+		hdr := &q.msgs[i].Hdr
 		hdr.Iov = &q.iovs[i]
 		hdr.SetIovlen(1)
 		hdr.Control = (*byte)(unsafe.Pointer(&q.aux[i]))
@@ -76,10 +77,10 @@ func (q *packetRx) Recv(b *frame.Burst, p *frame.Pool, st *Stats) (more bool) {
 // receive fills up to n empty slots and reports whether more frames may be waiting.
 func (q *packetRx) receive(n int, st *Stats) (more bool) {
 	for i := range q.msgs[:n] {
-		q.msgs[i].hdr.SetControllen(int(unsafe.Sizeof(q.aux[i]))) // the kernel has set it to the length of what it wrote
+		q.msgs[i].Hdr.SetControllen(int(unsafe.Sizeof(q.aux[i]))) // the kernel has set it to the length of what it wrote
 	}
 	q.next, q.got = 0, 0
-	got, errno := recvmmsg(q.p.fd, q.msgs[:n])
+	got, errno := mmsg.Recv(q.p.fd, q.msgs[:n])
 	switch errno {
 	case 0:
 		q.got = got
@@ -97,7 +98,7 @@ func (q *packetRx) receive(n int, st *Stats) (more bool) {
 func (q *packetRx) deliver(b *frame.Burst, p *frame.Pool, st *Stats) bool {
 	for ; q.next < q.got; q.next++ {
 		msg := &q.msgs[q.next]
-		in := q.slots[q.next][:msg.len]
+		in := q.slots[q.next][:msg.Len]
 		if reason := broken(msg); reason != drop.None {
 			st.RxDropped(reason, in, netip.Addr{})
 			continue
@@ -110,7 +111,7 @@ func (q *packetRx) deliver(b *frame.Burst, p *frame.Pool, st *Stats) bool {
 		if buf == nil {
 			return false
 		}
-		tpid, tci, tagged := q.aux[q.next].vlanTag(msg.hdr.Controllen)
+		tpid, tci, tagged := q.aux[q.next].vlanTag(msg.Hdr.Controllen)
 		var f *frame.Frame
 		if tagged && len(content) >= wire.EthernetLen {
 			f = p.Commit(copyTagged(buf, content, tpid, tci))
@@ -127,11 +128,11 @@ func (q *packetRx) deliver(b *frame.Burst, p *frame.Pool, st *Stats) bool {
 
 // broken says why a message holds no frame: a device whose super-frames are longer than IP packets can
 // be (BIG TCP) has them cut.
-func broken(m *mmsghdr) drop.Reason {
+func broken(m *mmsg.Message) drop.Reason {
 	switch {
-	case m.len < wire.VirtioNetLen:
+	case m.Len < wire.VirtioNetLen:
 		return drop.ShortRead
-	case m.hdr.Flags&unix.MSG_TRUNC != 0:
+	case m.Hdr.Flags&unix.MSG_TRUNC != 0:
 		return drop.BadOffload
 	}
 	return drop.None

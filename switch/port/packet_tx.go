@@ -5,6 +5,7 @@ import (
 
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
+	"tapyard/switch/mmsg"
 	"tapyard/switch/wire"
 )
 
@@ -14,7 +15,7 @@ type packetTx struct {
 	st   *Stats
 	hdrs [frame.BurstSize][wire.VirtioNetLen]byte // not in the frames' headroom, which clones share
 	iovs [frame.BurstSize][2]unix.Iovec           // of hdrs and of the frames
-	msgs [frame.BurstSize]mmsghdr                 // of iovs
+	msgs [frame.BurstSize]mmsg.Message            // of iovs
 }
 
 var _ TxQueue = (*packetTx)(nil)
@@ -22,9 +23,9 @@ var _ TxQueue = (*packetTx)(nil)
 func newPacketTx(p *Packet, st *Stats) *packetTx {
 	q := &packetTx{p: p, st: st}
 	for i := range q.msgs {
-		setBuffer(&q.iovs[i][0], q.hdrs[i][:])
-		q.msgs[i].hdr.Iov = &q.iovs[i][0]
-		q.msgs[i].hdr.SetIovlen(len(q.iovs[i]))
+		mmsg.SetBuffer(&q.iovs[i][0], q.hdrs[i][:])
+		q.msgs[i].Hdr.Iov = &q.iovs[i][0]
+		q.msgs[i].Hdr.SetIovlen(len(q.iovs[i]))
 	}
 	return q
 }
@@ -35,10 +36,10 @@ func (q *packetTx) Send(b *frame.Burst) {
 	frames := b.Frames()
 	for i, f := range frames {
 		EncodeVirtio(wire.VirtioNet(q.hdrs[i][:]), &f.Meta)
-		setBuffer(&q.iovs[i][1], f.Bytes())
+		mmsg.SetBuffer(&q.iovs[i][1], f.Bytes())
 	}
 	for at := 0; at < len(frames); {
-		sent, errno := sendmmsg(q.p.fd, q.msgs[at:len(frames)])
+		sent, errno := mmsg.Send(q.p.fd, q.msgs[at:len(frames)])
 		if errno == 0 {
 			q.count(frames[at : at+sent])
 			at += sent

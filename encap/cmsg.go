@@ -8,36 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Read recvmmsg(2) and sendmmsg(2) first.
-
-// mmsghdr is struct mmsghdr of sys/socket.h; Go pads it as C does.
-type mmsghdr struct {
-	hdr unix.Msghdr
-	len uint32 // of the datagram, set by the kernel
-}
-
-// RawSyscall below: the sockets never block, and telling Go's scheduler costs a tenth of a small call.
-
-// recvmmsg receives up to len(msgs) datagrams that are there.
-func recvmmsg(fd int, msgs []mmsghdr) (int, unix.Errno) { return mmsg(unix.SYS_RECVMMSG, fd, msgs) }
-
-// sendmmsg sends messages from the first on and returns how many were sent, or why the first wasn't.
-func sendmmsg(fd int, msgs []mmsghdr) (int, unix.Errno) { return mmsg(unix.SYS_SENDMMSG, fd, msgs) }
-
-func mmsg(call uintptr, fd int, msgs []mmsghdr) (int, unix.Errno) {
-	for {
-		n, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), 0, 0, 0)
-		if errno != unix.EINTR {
-			return int(n), errno
-		}
-	}
-}
-
-// setBuffer makes v describe b.
-func setBuffer(v *unix.Iovec, b []byte) {
-	v.Base = unsafe.SliceData(b)
-	v.SetLen(len(b))
-}
+// Read cmsg(3), ip(7) and ipv6(7) first.
 
 // tosMessage is the control message of ip(7) or ipv6(7) that carries a TOS or a traffic class beside a
 // datagram: struct cmsghdr, then an int; IPv4's of a received datagram is one byte instead.
