@@ -4,6 +4,9 @@ import (
 	"testing"
 )
 
+// volume is the least length of a TCP stream.
+const volume = 1 << 20
+
 // TestInteropRouted joins Tapyard with nodes whose overlay is somebody else's VXLAN, routed: pods of one
 // node reach those of the other in both families.
 func TestInteropRouted(t *testing.T) {
@@ -31,7 +34,7 @@ func TestInteropRouted(t *testing.T) {
 			u := newUnderlay(t, k.family, k.offloads)
 			pod := startNode(t, c, u, nil).attach("pod", nil)
 			kernelVXLAN(t, u, 1, "nolearning "+k.options)
-			exchange(t, pod, routedPlace(t, u.foreign, "vx"), u.mtu)
+			exchange(t, pod, routedPlace(t, u.foreign, "vx"), u.mtu, volume)
 		})
 	}
 	for _, k := range []struct {
@@ -49,7 +52,7 @@ func TestInteropRouted(t *testing.T) {
 			pod := startNode(t, c, u, nil).attach("pod", nil)
 			ovs := startOVS(t, u.foreign)
 			ovs.bridges(u, 1)
-			exchange(t, pod, routedPlace(t, ovs.pod("fpod", u.mtu), "eth0"), u.mtu)
+			exchange(t, pod, routedPlace(t, ovs.pod("fpod", u.mtu), "eth0"), u.mtu, volume)
 		})
 	}
 }

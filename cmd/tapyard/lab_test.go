@@ -363,15 +363,21 @@ func provoke(t *testing.T, pod string, dst netip.Addr, ttl int) (got icmpError) 
 	t.Helper()
 	fd := -1
 	inPod(t, pod, func() (err error) {
-		fd, err = sendOne(dst, ttl)
+		fd, err = sendOne(dst, ttl, 1)
 		return err
 	})
 	defer unix.Close(fd)
+	return awaitError(t, fd, dst.Is4())
+}
+
+// awaitError reads the error queue of a socket; the zero value means that nothing came.
+func awaitError(t *testing.T, fd int, v4 bool) (got icmpError) {
+	t.Helper()
 	oob := make([]byte, 512)
 	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		_, n, _, _, err := unix.Recvmsg(fd, make([]byte, 64), oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
 		if err == nil {
-			return extendedError(t, oob[:n], dst.Is4())
+			return extendedError(t, oob[:n], v4)
 		}
 	}
 	return icmpError{}
@@ -413,15 +419,15 @@ func transfer(t *testing.T, from, to string, at netip.Addr) {
 	}
 }
 
-func sendOne(dst netip.Addr, ttl int) (int, error) {
+func sendOne(dst netip.Addr, ttl, size int) (int, error) {
 	if dst.Is4() {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		return fd, errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_RECVERR, 1), unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TTL, ttl),
-			unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet4{Port: 33434, Addr: dst.As4()}))
+			unix.Sendto(fd, make([]byte, size), 0, &unix.SockaddrInet4{Port: 33434, Addr: dst.As4()}))
 	}
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	return fd, errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_RECVERR, 1), unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_UNICAST_HOPS, ttl),
-		unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet6{Port: 33434, Addr: dst.As16()}))
+		unix.Sendto(fd, make([]byte, size), 0, &unix.SockaddrInet6{Port: 33434, Addr: dst.As16()}))
 }
 
 // extendedError decodes struct sock_extended_err (linux/errqueue.h): errno in its first 4 bytes, 16 bytes
