@@ -35,6 +35,7 @@ var foreignMAC = wire.MAC{0x02, 0x09, 0x09, 0x09, 0x09, 0x09}
 
 // underlay is the two nodes, and which family the tunnels between them are of.
 type underlay struct {
+	name                  string // of the foreign node
 	node, foreign         *nstest.NS
 	nodeAddr, foreignAddr netip.Addr // where the tunnels end
 	mtu                   int        // of the overlay
@@ -60,7 +61,7 @@ func shell(t *testing.T, ns *nstest.NS, format string, args ...any) {
 // segmented and summed by its sender. With them a datagram of 64 KiB crosses whole, its sums still partial.
 func newUnderlay(t *testing.T, family int, offloads bool) *underlay {
 	t.Helper()
-	u := &underlay{node: nstest.New(t), foreign: nstest.New(t), mtu: 1500 - 50,
+	u := &underlay{name: "foreign", node: nstest.New(t), foreign: nstest.New(t), mtu: 1500 - 50,
 		nodeAddr: netip.MustParseAddr("192.168.1.11"), foreignAddr: netip.MustParseAddr("192.168.1.12")}
 	shell(t, u.node, "ip link add under type veth peer name under netns %s", u.foreign.Name())
 	for host, ns := range map[int]*nstest.NS{11: u.node, 12: u.foreign} {
@@ -78,6 +79,18 @@ func newUnderlay(t *testing.T, family int, offloads bool) *underlay {
 	return u
 }
 
+// third joins one more foreign node to the same Tapyard node, over IPv4 and by a pair of its own.
+func (u *underlay) third(t *testing.T) *underlay {
+	t.Helper()
+	third := &underlay{name: "third", node: u.node, foreign: nstest.New(t), mtu: u.mtu, nodeAddr: u.nodeAddr, foreignAddr: netip.MustParseAddr("192.168.1.13")}
+	shell(t, u.node, `ip link add under3 type veth peer name under netns %[1]s
+		ip addr add %[2]s peer %[3]s dev under3
+		ip link set under3 up`, third.foreign.Name(), u.nodeAddr, third.foreignAddr)
+	shell(t, third.foreign, `ip addr add %[2]s peer %[1]s dev under
+		ip link set under up`, u.nodeAddr, third.foreignAddr)
+	return third
+}
+
 func withoutOffloads(t *testing.T, ns *nstest.NS, device string) {
 	t.Helper()
 	shell(t, ns, "ethtool -K %s tx off gso off tso off tx-udp-segmentation off", device)
@@ -90,25 +103,30 @@ type tapyardNode struct {
 	agent *exec.Cmd
 }
 
-// startNode starts the agent with the foreign node as its peer. It is stopped when the test ends, and its
-// ledger must balance then.
-func startNode(t *testing.T, c *cli, u *underlay, keys map[string]any) *tapyardNode {
+// blueVNI is the stretched network's.
+const blueVNI = 200
+
+// startNode starts the agent with the foreign nodes as its peers: the first one has a subnet that is routed
+// to it, and all of them are in the stretched network "blue". The agent is stopped when the test ends, and
+// its ledger must balance then.
+func startNode(t *testing.T, c *cli, us ...*underlay) *tapyardNode {
 	t.Helper()
 	dir, err := os.MkdirTemp("/run", "interop") // a short path: a unix socket's has at most 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := &tapyardNode{cli: &cli{t, c.dir}, dir: dir}
-	config := map[string]any{"name": nodeName, "podSubnets": []string{nodeCIDR4, nodeCIDR6}, "underlay": []netip.Addr{u.nodeAddr},
-		"peersFile": n.path("peers.yaml"), "runDir": dir, "stateDir": n.path("state"), "workers": 2}
-	for k, v := range keys {
-		config[k] = v
+	n.write("tapyard.yaml", map[string]any{"name": nodeName, "podSubnets": []string{nodeCIDR4, nodeCIDR6}, "underlay": []netip.Addr{us[0].nodeAddr},
+		"peersFile": n.path("peers.yaml"), "runDir": dir, "stateDir": n.path("state"), "workers": 2,
+		"networks": []any{map[string]any{"name": "blue", "vni": blueVNI, "l2": "stretched",
+			"subnets": []string{"10.50.0.0/24", "fd00:50::/64"}, "ranges": []string{"10.50.0.64/26", "fd00:50::1:0/112"}}}})
+	var peers []map[string]any
+	for _, u := range us {
+		peers = append(peers, map[string]any{"name": u.name, "underlay": u.foreignAddr})
 	}
-	n.write("tapyard.yaml", config)
-	n.write("peers.yaml", map[string]any{"clusterCIDRs": []string{"10.244.0.0/16", "fd00:10:244::/48"}, "peers": []any{
-		map[string]any{"name": "foreign", "underlay": u.foreignAddr, "podSubnets": []string{foreignCIDR4, foreignCIDR6}, "mac": foreignMAC.String()},
-	}})
-	n.start(u.node)
+	peers[0]["podSubnets"], peers[0]["mac"] = []string{foreignCIDR4, foreignCIDR6}, foreignMAC.String()
+	n.write("peers.yaml", map[string]any{"clusterCIDRs": []string{"10.244.0.0/16", "fd00:10:244::/48"}, "peers": peers})
+	n.start(us[0].node)
 	return n
 }
 
@@ -199,6 +217,27 @@ func kernelVXLAN(t *testing.T, u *underlay, vni int, options string) {
 	t.Helper()
 	shell(t, u.foreign, "ip link add vx address %s mtu %d type vxlan id %d local %s remote %s dev under dstport 4789 %s",
 		foreignMAC, u.mtu, vni, u.foreignAddr, u.nodeAddr, options)
+}
+
+// bridged returns a namespace behind a bridge that joins it with the node's vxlan device.
+func bridged(t *testing.T, u *underlay) *nstest.NS {
+	t.Helper()
+	pod := nstest.New(t)
+	shell(t, u.foreign, `ip link add name br0 type bridge
+		ip link add fpod mtu %[1]d type veth peer name eth0 mtu %[1]d netns %[2]s
+		for d in vx fpod; do ip link set $d master br0 up; done
+		ip link set br0 up`, u.mtu, pod.Name())
+	return pod
+}
+
+// stretchedPlace gives a namespace addresses of the stretched network; host is their last byte.
+func stretchedPlace(t *testing.T, name string, ns *nstest.NS, host byte) place {
+	t.Helper()
+	p := place{name, ns, []netip.Addr{netip.AddrFrom4([4]byte{10, 50, 0, host}), netip.AddrFrom16([16]byte{0xfd, 0, 0, 0x50, 15: host})}}
+	shell(t, ns, `ip link set eth0 up
+		ip addr add %s/24 brd + dev eth0
+		ip addr add %s/64 dev eth0 nodad`, p.addrs[0], p.addrs[1])
+	return p
 }
 
 // openVSwitch is an Open vSwitch of the test's own with the userspace datapath.
