@@ -226,7 +226,8 @@ def guarding():
     dropped("spoofed_nd", "an advertisement in a first fragment", nd(IPv6ExtHdrFragment(m=1) / ICMPv6ND_NA(tgt=A6) / ICMPv6NDOptDstLLAddr(lladdr=MAC_A)))
     dropped("spoofed_nd", "an option of no length", nd(ICMPv6ND_NS(tgt=B6) / Raw(b"\x01\x00" + bytes(6))))
     dropped("spoofed_nd", "an option beyond the message", nd(ICMPv6ND_NS(tgt=B6) / Raw(b"\x01\x02" + bytes(6))))
-    dropped("router_advert", "a router advertisement in a first fragment", nd(IPv6ExtHdrFragment(m=1) / ICMPv6ND_RA(), src=LL_A, dst="ff02::1"))
+    # Of a fragment nobody sees the whole message, so that it is none that can be allowed (RFC 6980 section 5).
+    dropped("spoofed_nd", "a router advertisement in a first fragment", nd(IPv6ExtHdrFragment(m=1) / ICMPv6ND_RA(), src=LL_A, dst="ff02::1"))
     dropped("router_advert", "a router advertisement", nd(ICMPv6ND_RA(), src=LL_A, dst="ff02::1"))
     dropped("router_advert", "a router advertisement from the global address", nd(ICMPv6ND_RA()))
     dropped("router_advert", "a router advertisement behind an extension header", a_to_b() / ip6(hlim=255) / IPv6ExtHdrDestOpt() / ICMPv6ND_RA())
