@@ -99,7 +99,7 @@ func withoutOffloads(t *testing.T, ns *nstest.NS, device string) {
 // tapyardNode is a node's agent, as a user has it.
 type tapyardNode struct {
 	*cli
-	dir   string // its configuration, state and sockets
+	home  string // its configuration, state and sockets
 	agent *exec.Cmd
 }
 
@@ -111,13 +111,13 @@ const blueVNI = 200
 // its ledger must balance then.
 func startNode(t *testing.T, c *cli, us ...*underlay) *tapyardNode {
 	t.Helper()
-	dir, err := os.MkdirTemp("/run", "interop") // a short path: a unix socket's has at most 107 bytes
+	home, err := os.MkdirTemp("/run", "interop") // a short path: a unix socket's has at most 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &tapyardNode{cli: &cli{t, c.dir}, dir: dir}
+	n := &tapyardNode{cli: &cli{t, c.dir}, home: home}
 	n.write("tapyard.yaml", map[string]any{"name": nodeName, "podSubnets": []string{nodeCIDR4, nodeCIDR6}, "underlay": []netip.Addr{us[0].nodeAddr},
-		"peersFile": n.path("peers.yaml"), "runDir": dir, "stateDir": n.path("state"), "workers": 2,
+		"peersFile": n.path("peers.yaml"), "runDir": home, "stateDir": n.path("state"), "workers": 2,
 		"networks": []any{map[string]any{"name": "blue", "vni": blueVNI, "l2": "stretched",
 			"subnets": []string{"10.50.0.0/24", "fd00:50::/64"}, "ranges": []string{"10.50.0.64/26", "fd00:50::1:0/112"}}}})
 	var peers []map[string]any
@@ -130,7 +130,7 @@ func startNode(t *testing.T, c *cli, us ...*underlay) *tapyardNode {
 	return n
 }
 
-func (n *tapyardNode) path(file string) string { return filepath.Join(n.dir, file) }
+func (n *tapyardNode) path(file string) string { return filepath.Join(n.home, file) }
 
 // write writes a file as JSON, which is YAML.
 func (n *tapyardNode) write(file string, v any) {
@@ -144,7 +144,7 @@ func (n *tapyardNode) write(file string, v any) {
 func (n *tapyardNode) start(ns *nstest.NS) {
 	n.t.Helper()
 	var log bytes.Buffer
-	n.agent = ns.Command(filepath.Join(n.cli.dir, "tapyard"), "agent", "--config", n.path("tapyard.yaml"))
+	n.agent = ns.Command(filepath.Join(n.dir, "tapyard"), "agent", "--config", n.path("tapyard.yaml"))
 	n.agent.Stderr = &log
 	if err := n.agent.Start(); err != nil {
 		n.t.Fatal(err)
@@ -158,7 +158,7 @@ func (n *tapyardNode) start(ns *nstest.NS) {
 		if n.t.Failed() {
 			n.t.Logf("%s\n%s", &log, drops)
 		}
-		os.RemoveAll(n.dir)
+		os.RemoveAll(n.home)
 	})
 	eventually(n.t, "the agent is ready", func() bool {
 		_, err := n.run("show", "config", "--socket", n.path("admin.sock"))
@@ -179,8 +179,8 @@ func (n *tapyardNode) attach(name string, keys map[string]string) place {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(n.cli.dir, "tapyard-cni"))
-	cmd.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID="+name, "CNI_IFNAME=eth0", "CNI_PATH="+n.cli.dir, "CNI_NETNS="+p.ns.Path())
+	cmd := exec.Command(filepath.Join(n.dir, "tapyard-cni"))
+	cmd.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID="+name, "CNI_IFNAME=eth0", "CNI_PATH="+n.dir, "CNI_NETNS="+p.ns.Path())
 	cmd.Stdin = bytes.NewReader(stdin)
 	out, err := cmd.Output()
 	var result struct {
