@@ -288,8 +288,8 @@ func (l *labTool) checkMatrix(underlay6 bool) {
 	if err != nil {
 		l.Fatal(err)
 	}
-	// 6 pods ask 5 pods and 3 nodes, 3 nodes ask 6 pods: 66 pairs, 2 families, 3 protocols.
-	if len(m.Probes) != 66*2*3 || len(m.Failures) > 0 {
+	// 6 pods ask 5 pods, 3 nodes and the world, 3 nodes ask 6 pods: 72 pairs, 2 families, 3 protocols.
+	if len(m.Probes) != 72*2*3 || len(m.Failures) > 0 {
 		l.Errorf("%d probes, %d failures: %v\n%s", len(m.Probes), len(m.Failures), m.Failures, l.logs())
 	}
 	var vxlan []struct {
