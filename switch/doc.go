@@ -7,8 +7,15 @@
 //	                   └────── punt (bounded, per-port quotas; drops and counts when full) ─► slow worker: learn, ARP/ND, ICMP
 //
 // One stage is one file, in this order: rx.go, parse.go, lookup.go, act.go, tx.go; worker.go has the loop.
-// slow.go, learn.go and icmp.go are the slow path; snapshot.go, adjacency.go and switch.go are set-up;
-// ledger.go proves that no frame is lost without a reason.
+// Beside lookup, guard.go holds a pod to what it was given, learn.go watches sources, and limit.go has the
+// shares of a port; fragment.go belongs to act. slow.go and icmp.go are the slow path; snapshot.go,
+// adjacency.go and switch.go are set-up; ledger.go proves that no frame is lost without a reason.
+//
+// # Networks
+//
+// A VNI is a network. One with a router MAC is routed, and its L2 segment ends at the node. One without is a
+// segment only; if it is stretched, frames are flooded to the peers as well, one copy each (head-end
+// replication), stations behind peers are learned, and nothing goes from peer to peer (split horizon).
 //
 // # Concurrency
 //

@@ -114,7 +114,7 @@ var table = [Count]struct{ name, explain string }{
 	NoRoute:           {"no_route", "no route to the destination; the sender gets ICMP unreachable; see 'tapyard show routes'"},
 	NoNeighbor:        {"no_neighbor", "the destination is on a connected subnet, but nobody there has its address"},
 	TTLExceeded:       {"ttl_exceeded", "TTL or hop limit used up; the sender gets ICMP time exceeded"},
-	TooBig:            {"too_big", "larger than the MTU of the way out; the sender gets ICMP fragmentation needed or packet too big"},
+	TooBig:            {"too_big", "larger than the way out takes: the sender gets ICMP fragmentation needed or packet too big, unless the underlay refused it (last error in 'tapyard show ports')"},
 	HostLoop:          {"host_loop", "from the host and routed back to the host"},
 	SplitHorizon:      {"split_horizon", "from a tunnel and routed into a tunnel; peers disagree about who has the subnet"},
 	Looped:            {"looped", "from a tunnel with a source MAC of this node: the frame came back, or the peer spoofs"},
