@@ -272,7 +272,8 @@ func (c *crafter) udp(b []byte, src, dst wire.MAC, from, to netip.Addr) {
 
 func (c *crafter) tcpSYN(b []byte, dst wire.MAC, to netip.Addr) {
 	wire.Ethernet(b).Encode(&wire.EthernetFields{Dst: dst, Src: c.spec.Own.MAC, EtherType: wire.EtherTypeIPv4})
-	ip := b[wire.EthernetLen:][:wire.IPv4MinLen+wire.TCPMinLen] // the rest is Ethernet's padding
+	ip := b[wire.EthernetLen:][:wire.IPv4MinLen+wire.TCPMinLen]
+	clear(b[wire.EthernetLen+len(ip):]) // Ethernet's padding
 	wire.IPv4(ip).Encode(&wire.IPv4Fields{TotalLen: uint16(len(ip)), TTL: 64, Protocol: wire.ProtoTCP, Src: c.spec.Own.IP4, Dst: to})
 	tcp := ip[wire.IPv4MinLen:]
 	clear(tcp)
@@ -286,6 +287,7 @@ func (c *crafter) tcpSYN(b []byte, dst wire.MAC, to netip.Addr) {
 func (c *crafter) arpFrame(b []byte, dst wire.MAC, f *wire.ARPFields) {
 	wire.Ethernet(b).Encode(&wire.EthernetFields{Dst: dst, Src: c.spec.Own.MAC, EtherType: wire.EtherTypeARP})
 	wire.ARP(b[wire.EthernetLen:]).Encode(f)
+	clear(b[wire.EthernetLen+wire.ARPLen:])
 }
 
 // advert is a neighbour advertisement that claims target for us.

@@ -22,18 +22,20 @@ import (
 const floodPatience = 2 * time.Minute
 
 // flood opens n connections and has each begin a request, with a descriptor, that never becomes whole. They
-// stay open until the test ends. begun is closed when half of them are there.
+// stay open until the test ends. begun is closed when half of them are there, or no more come.
 func flood(t *testing.T, socket string, n int) (begun chan struct{}, wait func()) {
 	t.Helper()
 	begun = make(chan struct{})
+	half := sync.OnceFunc(func() { close(begun) })
 	var flooding sync.WaitGroup
 	var held []*net.UnixConn
 	flooding.Go(func() {
+		defer half()
 		ctx, cancel := context.WithTimeout(context.Background(), floodPatience)
 		defer cancel()
 		for i := range n {
 			if i == n/2 {
-				close(begun)
+				half()
 			}
 			c, err := dialAgent(ctx, socket)
 			if err != nil {

@@ -118,14 +118,16 @@ func TestAFloodOfAdminConnectionsGivesWay(t *testing.T) {
 	c, stop := serveAdmin(t)
 	before := openFDs(t) - 1
 	held := make([]net.Conn, 0, n)
-	half := make(chan struct{})
+	begun := make(chan struct{}) // closed when half of them are there, or no more come
+	half := sync.OnceFunc(func() { close(begun) })
 	var flooding sync.WaitGroup
 	flooding.Go(func() {
+		defer half()
 		ctx, cancel := context.WithTimeout(context.Background(), floodPatience)
 		defer cancel()
 		for i := range n {
 			if i == n/2 {
-				close(half)
+				half()
 			}
 			conn, err := dial(ctx, c.Socket)
 			if err != nil {
@@ -139,7 +141,7 @@ func TestAFloodOfAdminConnectionsGivesWay(t *testing.T) {
 			}
 		}
 	})
-	<-half
+	<-begun
 	requireReady(t, c)
 	flooding.Wait()
 	requireReady(t, c)
