@@ -52,6 +52,7 @@ var attackKinds = []attackKind{
 	{"spoof", (*crafter).spoof},
 	{"gso", (*crafter).gso},
 	{"bcast", (*crafter).bcast},
+	{"flood", (*crafter).flood},
 }
 
 // attackFrame is the longest frame of an attack: gso's, with its metadata.
@@ -174,6 +175,14 @@ func (c *crafter) macs() func([]byte) int {
 func (c *crafter) bcast() func([]byte) int {
 	return func(b []byte) int {
 		c.udp(b[:shortFrame], c.spec.Own.MAC, wire.Broadcast, c.spec.Own.IP4, c.subnet4())
+		return shortFrame
+	}
+}
+
+// flood sends datagrams to closed ports of the victim: nothing is wrong with them but their number.
+func (c *crafter) flood() func([]byte) int {
+	return func(b []byte) int {
+		c.udp(b[:shortFrame], c.spec.Own.MAC, c.spec.Victim.MAC, c.spec.Own.IP4, c.spec.Victim.IP4)
 		return shortFrame
 	}
 }

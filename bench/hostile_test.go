@@ -29,6 +29,7 @@ var attackDrops = map[string][2][]string{
 	"spoof": {{"spoofed_ip", "spoofed_arp", "spoofed_nd"}},
 	"gso":   {{"bad_offload"}},
 	"bcast": {{"bum_limit"}},
+	"flood": {}, // it is the ring that overflows
 }
 
 // Whatever a pod sends at full rate: a stream between two others arrives as it was sent, a third one learns
@@ -45,11 +46,10 @@ func TestHostilePodHarmsNobody(t *testing.T) {
 			t.Error(err) // its ledger didn't balance
 		}
 	}()
-	l, err := startHostile(t.Context(), s)
+	l, err := s.startHostileLab(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.subjects = append(s.subjects, l)
 	for i, kind := range attackKinds {
 		t.Run(kind.name, func(t *testing.T) {
 			before := l.dropsAtRest(t)
@@ -127,49 +127,36 @@ func requireUnharmed(t *testing.T, s *session, l *hostileLab, spec attackSpec) {
 	if attack.Sent == 0 {
 		t.Error("there was no attack")
 	}
+	requireAnswers(t, l, questions.Targets, answers)
+	if err := watch(); err != nil {
+		t.Error(err)
+	}
+}
+
+// requireAnswers wants the right one to every question, after not too many retries.
+func requireAnswers(t *testing.T, l *hostileLab, targets []netip.Addr, answers askResult) {
+	t.Helper()
 	if answers.Retries > hostileRetries {
 		t.Errorf("a question stayed without an answer %d times in a row", answers.Retries)
 	}
-	for _, target := range questions.Targets {
+	victim := l.station(l.to)
+	for _, target := range targets {
 		want := l.gateway.MAC
-		if target == spec.Victim.IP4 || target == spec.Victim.IP6 {
-			want = spec.Victim.MAC
+		if target == victim.IP4 || target == victim.IP6 {
+			want = victim.MAC
 		}
 		if got := answers.MACs[target]; got != want {
 			t.Errorf("%s is at %s, want %s", target, got, want)
 		}
-	}
-	if err := watch(); err != nil {
-		t.Error(err)
 	}
 }
 
 // requireStream sends random bytes from one pod to the other and compares their hashes.
 func requireStream(t *testing.T, l *hostileLab) {
 	t.Helper()
-	from, to := l.pods()
-	var listener net.Listener
-	var in, out net.Conn
-	err := inNetns(to.netns, func() (err error) {
-		listener, err = net.Listen("tcp4", netip.AddrPortFrom(to.addr, 0).String())
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	err = inNetns(from.netns, func() (err error) {
-		out, err = net.Dial("tcp4", listener.Addr().String())
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	if in, err = listener.Accept(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := l.connect(t)
 	defer in.Close()
+	defer out.Close()
 	limit := time.Now().Add(2 * time.Minute) // for a machine that is busy with other tests; an idle one needs a second
 	if err := errors.Join(in.SetDeadline(limit), out.SetDeadline(limit)); err != nil {
 		t.Fatal(err)
@@ -188,6 +175,32 @@ func requireStream(t *testing.T, l *hostileLab) {
 	if err != nil || n != hostileBytes || !bytes.Equal(sent.Sum(nil), received.Sum(nil)) {
 		t.Errorf("received %d of %d bytes with the right hash %t: %v", n, hostileBytes, bytes.Equal(sent.Sum(nil), received.Sum(nil)), err)
 	}
+}
+
+// connect opens a TCP connection between the two pods.
+func (l *hostileLab) connect(t *testing.T) (in, out net.Conn) {
+	t.Helper()
+	from, to := l.pods()
+	var listener net.Listener
+	err := inNetns(to.netns, func() (err error) {
+		listener, err = net.Listen("tcp4", netip.AddrPortFrom(to.addr, 0).String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	err = inNetns(from.netns, func() (err error) {
+		out, err = net.Dial("tcp4", listener.Addr().String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in, err = listener.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return in, out
 }
 
 // watch looks at every frame that the victim gets until it is called off, and then says what was wrong.

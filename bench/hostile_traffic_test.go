@@ -2,9 +2,11 @@ package bench
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -118,24 +120,7 @@ func TestAskerAgainstTheKernel(t *testing.T) {
 		target netip.Addr
 		want   wire.MAC
 	}{{stations[1].IP4, stations[1].MAC}, {stations[1].IP6, stations[1].MAC}, {absent, wire.MAC{}}} {
-		w, err := startWorker(t.Context(), s.exe, verbAsk, askSpec{Netns: netnsPath(ends[0].netns), Device: podDevice,
-			Own: stations[0], Every: askEvery, Targets: []netip.Addr{c.target}}, s.load)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := w.release(); err != nil {
-			t.Fatal(err)
-		}
-		if err := pause(t.Context(), 40*askEvery); err != nil { // 2 s: an IPv6 address takes one to become usable
-			t.Fatal(err)
-		}
-		var r askResult
-		if err := w.release(); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.collect(&r); err != nil {
-			t.Fatal(err)
-		}
+		r := s.askFor(t, askSpec{Netns: netnsPath(ends[0].netns), Device: podDevice, Own: stations[0], Every: askEvery, Targets: []netip.Addr{c.target}})
 		if r.MACs[c.target] != c.want {
 			t.Errorf("%s is at %s, want %s: %+v", c.target, r.MACs[c.target], c.want, r)
 		}
@@ -143,4 +128,18 @@ func TestAskerAgainstTheKernel(t *testing.T) {
 			t.Errorf("%s: %+v", c.target, r)
 		}
 	}
+}
+
+// askFor asks for 2 s, of which an IPv6 address needs one to become usable.
+func (s *session) askFor(t *testing.T, spec askSpec) (r askResult) {
+	t.Helper()
+	w, err := startWorker(t.Context(), s.exe, verbAsk, spec, s.load)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.abandon()
+	if err := errors.Join(w.release(), pause(t.Context(), 2*time.Second), w.release(), w.collect(&r)); err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
