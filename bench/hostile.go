@@ -26,8 +26,8 @@ const (
 	// hostilePrefix6 is the pods' other subnet, for neighbour discovery.
 	hostilePrefix6 = "fd00:10:244:1::/64"
 
-	// voidDevice is in the attacker's pod and swallows everything: what is sent there costs its sender what
-	// it costs to make frames, and the switch nothing.
+	// voidDevice is a TAP in the attacker's pod like its other one, which nobody reads: what is sent there costs
+	// its sender the same, from the full ring on, and the switch nothing.
 	voidDevice = "void0"
 )
 
@@ -49,7 +49,7 @@ func hostileCommand() *cobra.Command {
 }
 
 // Hostile measures what a hostile pod costs a TCP stream between two neighbours, and a third one that asks
-// for link-layer addresses. Each attack runs twice in turn: into a device that swallows everything, which
+// for link-layer addresses. Each attack runs twice in turn: into a device that nobody reads, which
 // costs the machine the making of the frames, and into the switch. The ratio of the two streams is what the
 // switch lets the attack cost.
 func Hostile(ctx context.Context, cfg HostileConfig) (report *Report, err error) {
@@ -104,7 +104,9 @@ func hostileRows(base string, void, hit []*hostileRun) []Row {
 		}
 		add("throughput", "Gb/s", (*hostileRun).throughput)
 		add("switch_cpu", "CPU seconds of the switch per second", func(r *hostileRun) float64 { return r.cpu.process.Seconds() / r.took.Seconds() })
-		add("offered", "frames/s of the attack", func(r *hostileRun) float64 { return float64(r.attack.Sent) / r.attack.Took.Seconds() })
+		add("offered", "frames/s of the attack, most of which find a full ring", func(r *hostileRun) float64 {
+			return float64(r.attack.Sent+r.attack.Refused) / r.attack.Took.Seconds()
+		})
 		rows = append(rows, questionRows(base, side.name, side.runs)...)
 	}
 	for _, reason := range reasonsOf(hit) {

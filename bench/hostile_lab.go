@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"tapyard/switch/observe"
+	"tapyard/switch/port"
 )
 
 // hostileLab is the switch with four pods: from and to have a stream, asker asks, attacker attacks.
@@ -17,6 +19,7 @@ type hostileLab struct {
 	attacker, asker pod
 	ports           map[string]observe.Port // by MAC
 	gateway         station
+	void            *port.TAP // voidDevice's descriptor, which is never read
 }
 
 // startHostileLab starts the switch with its pods; closing the session ends it.
@@ -54,7 +57,7 @@ func (l *hostileLab) start(ctx context.Context, s *session) error {
 			return err
 		}
 	}
-	if err := inNetns(l.attacker.netns, func() error { return addVoid(voidDevice) }); err != nil {
+	if err := inNetns(l.attacker.netns, l.openVoid); err != nil {
 		return err
 	}
 	var err error
@@ -70,6 +73,24 @@ func (l *hostileLab) start(ctx context.Context, s *session) error {
 		if n.Address == l.gateway.IP4 {
 			l.gateway.MAC = n.MAC
 		}
+	}
+	return nil
+}
+
+// openVoid makes the device that nobody reads, with a pod's ring and offloads.
+func (l *hostileLab) openVoid() (err error) {
+	if err = port.CreateTAP(voidDevice); err != nil {
+		return err
+	}
+	if l.void, err = port.OpenTAP(port.TAPConfig{Device: voidDevice, PortName: voidDevice}); err != nil {
+		return err
+	}
+	link, err := netlink.LinkByName(voidDevice)
+	if err == nil {
+		err = errors.Join(netlink.LinkSetTxQLen(link, podQueue), netlink.LinkSetMTU(link, podMTU), netlink.LinkSetUp(link))
+	}
+	if err != nil {
+		return fmt.Errorf("set up %s: %w", voidDevice, err)
 	}
 	return nil
 }
@@ -134,5 +155,9 @@ func (l *hostileLab) attackerDrops(ctx context.Context) (map[string]uint64, erro
 }
 
 func (l *hostileLab) close() error {
-	return errors.Join(l.agent.close(), deleteNetns(l.attacker.netns, l.asker.netns))
+	var err error
+	if l.void != nil {
+		err = l.void.Remove() // or its descriptor would keep the namespace
+	}
+	return errors.Join(err, l.agent.close(), deleteNetns(l.attacker.netns, l.asker.netns))
 }

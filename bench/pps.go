@@ -210,7 +210,7 @@ func (s *session) generatorAlone(ctx context.Context, sc scenario) (float64, err
 		return 0, err
 	}
 	defer deleteNetns(void.netns)
-	if err := inNetns(void.netns, func() error { return addVoid(podDevice) }); err != nil {
+	if err := inNetns(void.netns, addVoid); err != nil {
 		s.say("no figures of the machine's CPU time: %v", err)
 		return math.NaN(), nil
 	}
@@ -244,13 +244,13 @@ func (s *session) generatorAlone(ctx context.Context, sc scenario) (float64, err
 
 // addVoid makes a device that drops what it is given: dummy, or ifb, which does so with frames that no
 // traffic control sent to it.
-func addVoid(name string) error {
+func addVoid() error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
+	attrs.Name = podDevice
 	if err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}); err != nil {
 		if e := netlink.LinkAdd(&netlink.Ifb{LinkAttrs: attrs}); e != nil {
 			return fmt.Errorf("the kernel has neither dummy (%w) nor ifb devices (%w)", err, e)
 		}
 	}
-	return raise(name)
+	return raise(podDevice)
 }
