@@ -103,13 +103,14 @@ func checkSuper(f *frame.Frame, p *wire.Parsed) drop.Reason {
 }
 
 // checkPartial makes sure that completing a partial checksum can change nothing but a transport checksum:
-// anywhere else, a pod could rewrite the addresses and ports that lookup has already decided on.
+// anywhere else, a pod could rewrite the addresses and ports that lookup has already decided on, or what a
+// message of ND claims, which the guard has read.
 func checkPartial(f *frame.Frame, p *wire.Parsed) drop.Reason {
 	start, offset := int32(f.CsumStart), int32(f.CsumOffset)
 	ok := (p.Kind == wire.KindIPv4 || p.Kind == wire.KindIPv6) && p.HasL4() && start+offset+2 <= p.End
 	switch {
 	case start != p.L4: // the inner packet of a tunnel that the pod runs itself
-		ok = ok && start >= p.L4+wire.UDPLen && start >= p.Payload
+		ok = ok && !p.ND && start >= p.L4+wire.UDPLen && start >= p.Payload
 	case p.Proto == wire.ProtoTCP:
 		ok = ok && offset == wire.TCPChecksumOffset
 	case p.Proto == wire.ProtoUDP:
