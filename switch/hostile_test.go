@@ -8,6 +8,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"tapyard/switch/frame"
+	"tapyard/switch/port"
 	"tapyard/switch/port/porttest"
 	"tapyard/switch/wire"
 )
@@ -28,5 +29,25 @@ func TestACompletedChecksumCannotChangeWhatAnAdvertisementClaims(t *testing.T) {
 	}
 	if got := r.drops(podC); got["bad_offload"] != 1 {
 		t.Errorf("drops %v, want bad_offload", got)
+	}
+}
+
+// A burst from a peer holds frames of several networks, and what is known in one is news in another.
+func TestASourceIsLookedUpInItsOwnNetwork(t *testing.T) {
+	r, podX, _ := stretched(t)
+	r.must(r.sw.AddNetwork(Network{VNI: 300, Stretched: true}))
+	podZ, podW := porttest.New("z", port.CapsAll), porttest.New("w", port.CapsAll)
+	for _, p := range []*porttest.Port{podZ, podW} {
+		r.attach(p, PortConfig{Role: RoleAccess, VNI: 300})
+	}
+	mac := wire.MAC{10, 0, 0, 0, 2, 1}
+	r.must(r.sw.AddStation(300, r.ids[podZ], mac, nil))
+	broadcast := from(7, arp(t, mac, mac, 1, ip("10.50.0.5"), ip("10.50.0.9")))
+	r.run(r.tunnel, broadcast) // learned in VNI 200
+	other := broadcast
+	other.Meta.VNI = 300
+	r.run(r.tunnel, broadcast, other)
+	if got := r.drops(r.tunnel); got["looped"] != 1 || len(podW.Sent()) != 0 || len(podX.Sent()) != 2 {
+		t.Errorf("drops %v, %d frames in the network where the source is a pod; want one looped and none", got, len(podW.Sent()))
 	}
 }

@@ -23,6 +23,7 @@ type event struct {
 // mostly come from one station.
 type learnCache struct {
 	known bool
+	vni   uint32
 	mac   wire.MAC
 	peer  uint32
 }
@@ -56,13 +57,13 @@ func (w *worker) admit(f *frame.Frame, p *wire.Parsed, net *network) drop.Reason
 // false when the source is known for good to be elsewhere.
 func (w *worker) learn(f *frame.Frame, peer uint32) (ok bool) {
 	src := wire.Ethernet(f.Bytes()).Src()
-	if w.learned == (learnCache{true, src, peer}) {
+	if w.learned == (learnCache{true, f.VNI, src, peer}) {
 		return true
 	}
 	dest := port.Dest{Port: w.in.id, Peer: peer}
 	switch w.sw.fdb.Seen(w.now, f.VNI, src, dest) {
 	case fdb.Known:
-		w.learned = learnCache{true, src, peer}
+		w.learned = learnCache{true, f.VNI, src, peer}
 	case fdb.NeedsLearn:
 		w.tell(event{in: w.in, vni: f.VNI, mac: src, dest: dest})
 	case fdb.StaticElsewhere:
