@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/gopacket/layers"
+	"golang.org/x/sys/unix"
 
 	"tapyard/switch/frame"
 	"tapyard/switch/port"
@@ -49,5 +51,45 @@ func TestASourceIsLookedUpInItsOwnNetwork(t *testing.T) {
 	r.run(r.tunnel, broadcast, other)
 	if got := r.drops(r.tunnel); got["looped"] != 1 || len(podW.Sent()) != 0 || len(podX.Sent()) != 2 {
 		t.Errorf("drops %v, %d frames in the network where the source is a pod; want one looped and none", got, len(podW.Sent()))
+	}
+}
+
+// slots is a receive queue with frames that its descriptor doesn't announce, as those of packet sockets and tunnels.
+type slots struct {
+	port.RxQueue
+	held []porttest.Frame
+}
+
+func (q *slots) Recv(b *frame.Burst, p *frame.Pool, _ *port.Stats) (more bool) {
+	for ; len(q.held) > 0 && !b.Full(); q.held = q.held[1:] {
+		f := p.Commit(copy(p.Reserve(0, len(q.held[0].Bytes)), q.held[0].Bytes))
+		b.Append(f)
+	}
+	return len(q.held) > 0
+}
+
+func TestAPausedQueueIsReadToItsEnd(t *testing.T) {
+	r, podC := guarded(t, 0)
+	clock := time.Unix(1000, 0)
+	r.sw.now = func() time.Time { return clock }
+	ps := r.sw.snapshot.Load().port(r.ids[podC])
+	q := &slots{RxQueue: ps.rx[0]}
+	ps.rx = []port.RxQueue{q}
+	for range frame.BurstSize {
+		q.held = append(q.held, plain(udp(t, macA, macB, c4, b4, 64, "spoofed")))
+	}
+	q.held = append(q.held, plain(udp(t, macC, macB, c4, b4, 64, "x")))
+	w := r.sw.workers[0]
+	w.reader.Online()
+	w.pass(eventOf(r.ids[podC]))
+	if len(w.paused) != 1 {
+		t.Fatal("a burst of spoofed frames didn't pause the queue")
+	}
+	clock = clock.Add(2 * time.Millisecond)
+	for _, ev := range append([]unix.EpollEvent(nil), w.wait()...) {
+		w.pass(ev)
+	}
+	if n := len(r.podB.Sent()); n != 1 {
+		t.Errorf("%d frames arrived, want the one that waited behind the pause", n)
 	}
 }

@@ -84,7 +84,7 @@ func (w *worker) pass(ev unix.EpollEvent) (more bool) {
 	w.act()
 	w.send()
 	if w.in.role == RoleAccess && w.in.limits[w.id].recent.add(w.now, w.burst.Len(), w.dropped) {
-		w.pause(ev)
+		w.pause(ev, more)
 		return false
 	}
 	return more
@@ -126,11 +126,12 @@ type pausedQueue struct {
 	ev    unix.EpollEvent
 	ps    *portState
 	until int64
+	more  bool // it holds frames that its descriptor may not announce
 }
 
 // pause stops polling the queue: a level-triggered descriptor would report it again and again.
-func (w *worker) pause(ev unix.EpollEvent) {
-	w.paused = append(w.paused, pausedQueue{ev, w.in, w.in.limits[w.id].recent.began + pauseWindow})
+func (w *worker) pause(ev unix.EpollEvent, more bool) {
+	w.paused = append(w.paused, pausedQueue{ev, w.in, w.in.limits[w.id].recent.began + pauseWindow, more})
 	w.interest(w.in.rx[ev.Pad], ev, 0)
 }
 
@@ -144,6 +145,9 @@ func (w *worker) resume() {
 		}
 		if snap.port(p.ps.id) == p.ps {
 			w.interest(p.ps.rx[p.ev.Pad], p.ev, unix.EPOLLIN)
+			if p.more {
+				w.ready = append(w.ready, p.ev)
+			}
 		}
 		return true
 	})
