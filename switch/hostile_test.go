@@ -93,3 +93,24 @@ func TestAPausedQueueIsReadToItsEnd(t *testing.T) {
 		t.Errorf("%d frames arrived, want the one that waited behind the pause", n)
 	}
 }
+
+// living is a port that can say that its device is there.
+type living struct{ *porttest.Port }
+
+func (living) Gone() bool { return false }
+
+// An uplink that goes down and up again reports an error once.
+func TestAnErrorOfADeviceThatIsThereEndsNothing(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	uplink := living{porttest.New("uplink", port.CapsAll)}
+	id, err := r.sw.Attach(uplink, PortConfig{Role: RoleAccess, VNI: testVNI})
+	r.must(err)
+	w := r.sw.workers[0]
+	w.reader.Online()
+	w.pass(unix.EpollEvent{Events: unix.EPOLLERR, Fd: int32(id)})
+	uplink.Inject(plain(udp(t, macC, macB, c4, b4, 64, "x")))
+	var events [4]unix.EpollEvent
+	if n, err := unix.EpollWait(w.epoll, events[:], 0); n != 1 || err != nil {
+		t.Errorf("%d events, %v: the queue is polled no more", n, err)
+	}
+}

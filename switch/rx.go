@@ -33,8 +33,12 @@ func (w *worker) recv(ev unix.EpollEvent) (more bool) {
 }
 
 // unpollGone ends the polling of a device that was deleted under its port: its descriptor would report
-// EPOLLERR again and again until the port is detached.
+// EPOLLERR again and again until the port is detached. A packet socket also reports, once, a device that goes
+// down and a frame that it can't describe.
 func (w *worker) unpollGone(q port.RxQueue) {
+	if p, tells := w.in.port.(interface{ Gone() bool }); tells && !p.Gone() {
+		return
+	}
 	_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, q.FD(), nil) // there is nobody to tell
 	w.sw.log.Warn("the device of a port is gone; its pod was removed without a DEL, or deleted it", "port", w.in.port.Name())
 }
