@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
 
@@ -112,5 +113,24 @@ func TestAnErrorOfADeviceThatIsThereEndsNothing(t *testing.T) {
 	var events [4]unix.EpollEvent
 	if n, err := unix.EpollWait(w.epoll, events[:], 0); n != 1 || err != nil {
 		t.Errorf("%d events, %v: the queue is polled no more", n, err)
+	}
+}
+
+// superTCP is a super-frame of n segments of size bytes with the flags of a SYN, from guarded's pod c.
+func superSYN(t testing.TB, n, size int) porttest.Frame {
+	b := packet(t, ethernet(macC, macB, layers.EthernetTypeIPv4),
+		&layers.IPv4{TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: c4.AsSlice(), DstIP: b4.AsSlice()},
+		&layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true}, gopacket.Payload(make([]byte, n*size)))
+	return porttest.Frame{Bytes: b, Meta: frame.Meta{GSOType: wire.GSOTCPv4, NeedsCsum: true,
+		GSOSize: uint16(size), CsumStart: 34, CsumOffset: wire.TCPChecksumOffset}}
+}
+
+func TestASuperFrameOfSYNsIsAsManyAsItHas(t *testing.T) {
+	r := newRig(t, 0)
+	podC := porttest.New("c", port.CapsAll)
+	r.attach(podC, PortConfig{Role: RoleAccess, VNI: testVNI, SYN: 100})
+	r.run(podC, superSYN(t, 90, 48), superSYN(t, 90, 48))
+	if got := r.drops(podC); got["syn_limit"] != 1 || len(r.podB.Sent()) != 90 {
+		t.Errorf("drops %v, %d segments arrived; want the second super-frame refused", got, len(r.podB.Sent()))
 	}
 }

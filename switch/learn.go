@@ -40,7 +40,7 @@ func (w *worker) admit(f *frame.Frame, p *wire.Parsed, net *network) drop.Reason
 				return reason
 			}
 		}
-		if p.TCPFlags&(wire.TCPSyn|wire.TCPAck) == wire.TCPSyn && !w.in.limits[w.id].syn.take(w.now, 1) {
+		if p.TCPFlags&(wire.TCPSyn|wire.TCPAck) == wire.TCPSyn && !w.in.limits[w.id].syn.take(w.now, f.Wire()) {
 			return drop.SYNLimit
 		}
 		w.learn(f, 0)
