@@ -8,6 +8,13 @@ import (
 
 // Read RFC 791 section 3.2 and RFC 1812 section 5.2.6 first.
 
+// fragmentable says whether a router has to fragment the packet (RFC 1812 section 5.2.6): IPv4 without DF. One
+// that ends behind the longest packet, which no host puts together, isn't: the offsets of its fragments would
+// begin at 0 again.
+func fragmentable(ip wire.IPv4) bool {
+	return !ip.DontFragment() && ip.FragmentOffset()+int(ip.TotalLen()) <= 65535
+}
+
 // fragment sends a routed IPv4 packet without DF, which is larger than the way out takes, in fragments, at
 // once: they have no place in the worker's arena. Senders look for the path's MTU nowadays, so this is rare.
 func (w *worker) fragment(f *frame.Frame, p *wire.Parsed, v *verdict) {

@@ -3,6 +3,7 @@ package vswitch
 import (
 	"encoding/binary"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,5 +133,31 @@ func TestASuperFrameOfSYNsIsAsManyAsItHas(t *testing.T) {
 	r.run(podC, superSYN(t, 90, 48), superSYN(t, 90, 48))
 	if got := r.drops(podC); got["syn_limit"] != 1 || len(r.podB.Sent()) != 90 {
 		t.Errorf("drops %v, %d segments arrived; want the second super-frame refused", got, len(r.podB.Sent()))
+	}
+}
+
+// fragmentAt makes of a long UDP packet without DF a fragment at the offset, with more to come.
+func fragmentAt(t testing.TB, offset int) []byte {
+	b := udp(t, macA, routerMAC, a4, remote4, 64, strings.Repeat("x", 4000))
+	wire.IPv4(b[14:]).SetFragment(offset, true)
+	wire.IPv4(b[14:]).UpdateChecksum()
+	return b
+}
+
+// Fragments of a fragment that ends behind byte 65,535 would begin again at 0, as the first of another packet.
+func TestNoFragmentWrapsAround(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	r.run(r.podA, plain(fragmentAt(t, 65528-1424)))
+	for _, f := range r.tunnel.Sent() {
+		if at := wire.IPv4(f.Bytes[14:]).FragmentOffset(); at < 65528-1424 {
+			t.Errorf("sent a fragment at %d", at)
+		}
+	}
+	if got := r.drops(r.podA); got["too_big"] != 1 || len(r.tunnel.Sent()) != 0 {
+		t.Errorf("drops %v, %d fragments sent; want too_big", got, len(r.tunnel.Sent()))
+	}
+	r.run(r.podA, plain(fragmentAt(t, 60000)))
+	if n := len(r.tunnel.Sent()); n != 3 {
+		t.Errorf("%d fragments of one that fits, want 3", n)
 	}
 }

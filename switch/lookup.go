@@ -191,11 +191,10 @@ func (w *worker) resolve(index []uint8, hops []fib.NextHop) {
 	}
 }
 
-// decideTooBig has the sender told, unless the packet is one that a router has to fragment (RFC 1812 section
-// 5.2.6): IPv4 without DF.
+// decideTooBig has the sender told, unless the packet is one that a router has to fragment.
 func (v *verdict) decideTooBig(f *frame.Frame, p *wire.Parsed) {
 	v.punt = puntTooBig
-	if p.Kind == wire.KindIPv4 && !wire.IPv4(f.Bytes()[p.L3:]).DontFragment() && !f.IsSuper() {
+	if p.Kind == wire.KindIPv4 && fragmentable(f.Bytes()[p.L3:]) && !f.IsSuper() {
 		v.kind, v.dest = Fragment, v.adj.Dest
 	}
 }
