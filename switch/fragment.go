@@ -3,6 +3,7 @@ package vswitch
 import (
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
+	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
 
@@ -31,21 +32,25 @@ func (w *worker) fragment(f *frame.Frame, p *wire.Parsed, v *verdict) {
 	part, pool := &w.segs.part, w.segs.pool
 	n := 0
 	for at := int(p.L4); at < int(p.End); at += room {
-		buf := pool.Reserve(0, int(p.L4)+room)
-		if buf == nil || part.Full() { // can't be: the longest packet, and the burst of least fragments, fit
-			break
+		if part.Full() {
+			sendParts(ps.tx[w.id], part)
 		}
-		frag := pool.Commit(fragmentOf(f.Bytes(), p, at, min(room, int(p.End)-at), buf))
+		size := min(room, int(p.End)-at)
+		frag := pool.Commit(fragmentOf(f.Bytes(), p, at, size, pool.Reserve(0, int(p.L4)+size))) // the longest packet fits
 		frag.Hash, frag.Peer, frag.VNI, frag.In = f.Hash, v.dest.Peer, f.VNI, f.In
 		part.Append(frag)
 		n++
 	}
 	w.st.Split.Add(uint64(n-1), uint64(n-1))
 	f.Release()
-	tx := ps.tx[w.id]
-	tx.Send(part)
+	sendParts(ps.tx[w.id], part)
+}
+
+// sendParts sends frames that only this burst holds.
+func sendParts(tx port.TxQueue, b *frame.Burst) {
+	tx.Send(b)
 	tx.Flush()
-	part.Release()
+	b.Release()
 }
 
 // fragmentOf writes the fragment of packet b with the n bytes from at into out and returns its length.

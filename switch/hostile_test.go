@@ -161,3 +161,24 @@ func TestNoFragmentWrapsAround(t *testing.T) {
 		t.Errorf("%d fragments of one that fits, want 3", n)
 	}
 }
+
+// narrow makes the way to the remote pods as narrow as mtu.
+func (r *rig) narrow(mtu uint16) {
+	r.must(r.sw.UpdateRoutes(testVNI, []RouteChange{{netip.MustParsePrefix("10.244.2.0/24"), &Adjacency{Kind: AdjForward, MTU: mtu,
+		DstMAC: peerMAC, SrcMAC: routerMAC, Tunnel: true, Dest: port.Dest{Port: r.ids[r.tunnel], Peer: remotePeer}}}}))
+}
+
+func TestMoreFragmentsThanABurstHolds(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	r.narrow(526) // an underlay of 576, the least that every IPv4 host takes whole
+	r.run(r.podA, plain(udp(t, macA, routerMAC, a4, remote4, 64, strings.Repeat("x", 60000))))
+	end := 0
+	for _, f := range r.tunnel.Sent() {
+		if fragment := wire.IPv4(f.Bytes[14:]); fragment.FragmentOffset() == end {
+			end += len(fragment.Payload())
+		}
+	}
+	if end != 60008 {
+		t.Errorf("%d fragments make up %d bytes, want 60008", len(r.tunnel.Sent()), end)
+	}
+}

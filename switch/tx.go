@@ -98,9 +98,7 @@ func (s *segmenter) cut(w *worker, ps *portState, f *frame.Frame) {
 	s.iter.Start(f)
 	for more := true; more; {
 		more = s.iter.AppendTo(&s.part, s.pool)
-		tx.Send(&s.part)
-		tx.Flush()
-		s.part.Release()
+		sendParts(tx, &s.part)
 	}
 }
 
