@@ -11,9 +11,9 @@ import (
 
 // fragmentable says whether a router has to fragment the packet (RFC 1812 section 5.2.6): IPv4 without DF. One
 // that ends behind the longest packet, which no host puts together, isn't: the offsets of its fragments would
-// begin at 0 again.
-func fragmentable(ip wire.IPv4) bool {
-	return !ip.DontFragment() && ip.FragmentOffset()+int(ip.TotalLen()) <= 65535
+// begin at 0 again. Neither is one whose header leaves no room for the least fragment, 8 bytes.
+func fragmentable(ip wire.IPv4, mtu uint16) bool {
+	return !ip.DontFragment() && ip.FragmentOffset()+int(ip.TotalLen()) <= 65535 && int(mtu) >= ip.HeaderLen()+8
 }
 
 // fragment sends a routed IPv4 packet without DF, which is larger than the way out takes, in fragments, at

@@ -182,3 +182,12 @@ func TestMoreFragmentsThanABurstHolds(t *testing.T) {
 		t.Errorf("%d fragments make up %d bytes, want 60008", len(r.tunnel.Sent()), end)
 	}
 }
+
+func TestAWayTooNarrowForAFragment(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	r.narrow(27) // a header of 20 bytes leaves 7, and fragments come in eights
+	r.run(r.podA, plain(udp(t, macA, routerMAC, a4, remote4, 64, "12345678901234567890")))
+	if got := r.drops(r.podA); got["too_big"] != 1 || len(r.tunnel.Sent()) != 0 {
+		t.Errorf("drops %v, %d sent", got, len(r.tunnel.Sent()))
+	}
+}

@@ -194,7 +194,7 @@ func (w *worker) resolve(index []uint8, hops []fib.NextHop) {
 // decideTooBig has the sender told, unless the packet is one that a router has to fragment.
 func (v *verdict) decideTooBig(f *frame.Frame, p *wire.Parsed) {
 	v.punt = puntTooBig
-	if p.Kind == wire.KindIPv4 && fragmentable(f.Bytes()[p.L3:]) && !f.IsSuper() {
+	if p.Kind == wire.KindIPv4 && fragmentable(f.Bytes()[p.L3:], v.adj.MTU) && !f.IsSuper() {
 		v.kind, v.dest = Fragment, v.adj.Dest
 	}
 }
