@@ -191,3 +191,11 @@ func TestAWayTooNarrowForAFragment(t *testing.T) {
 		t.Errorf("drops %v, %d sent", got, len(r.tunnel.Sent()))
 	}
 }
+
+func TestNoErrorIsSentAboutABroadcast(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	r.run(r.podA, plain(udp(t, macA, routerMAC, a4, ip("255.255.255.255"), 1, "x")))
+	if n := len(r.podA.Sent()); n != 0 {
+		t.Errorf("answered %d times", n)
+	}
+}

@@ -77,7 +77,7 @@ func encodeRest(m []byte, c icmpCause, mtu uint16) {
 func mayAnswer(p *punt) bool {
 	src, dst := srcAddr(&p.parsed), dstAddr(&p.parsed)
 	eth := wire.Ethernet(p.bytes())
-	if !p.parsed.HasL4() || eth.Dst().IsMulticast() || dst.IsMulticast() || src.IsMulticast() ||
+	if !p.parsed.HasL4() || eth.Dst().IsMulticast() || dst.IsMulticast() || dst == broadcast4 || src.IsMulticast() ||
 		src.IsUnspecified() || src.IsLoopback() || src.IsLinkLocalUnicast() || src == broadcast4 {
 		return false
 	}
