@@ -199,3 +199,16 @@ func TestNoErrorIsSentAboutABroadcast(t *testing.T) {
 		t.Errorf("answered %d times", n)
 	}
 }
+
+// The error lies behind more extension headers than the slow path keeps of a packet.
+func TestNoErrorAboutAnErrorBehindLongHeaders(t *testing.T) {
+	options := make([]byte, 2048)
+	options[0], options[1] = wire.ProtoICMPv6, 2048/8-1
+	r := newRig(t, port.CapsAll)
+	r.run(r.podA, plain(packet(t, ethernet(macA, routerMAC, layers.EthernetTypeIPv6),
+		&layers.IPv6{HopLimit: 64, NextHeader: layers.IPProtocolIPv6Destination, SrcIP: a6.AsSlice(), DstIP: nowhere6.AsSlice()},
+		gopacket.Payload(append(options, 1, 0, 0, 0, 0, 0, 0, 0)))))
+	if n := len(r.podA.Sent()); n != 0 {
+		t.Errorf("answered %d times", n)
+	}
+}

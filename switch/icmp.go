@@ -81,15 +81,12 @@ func mayAnswer(p *punt) bool {
 		src.IsUnspecified() || src.IsLoopback() || src.IsLinkLocalUnicast() || src == broadcast4 {
 		return false
 	}
-	if int(p.parsed.L4) >= p.n {
-		return true
-	}
-	typ := p.bytes()[p.parsed.L4]
+	message := p.bytes()[min(int(p.parsed.L4), p.n):]
 	switch p.parsed.Proto {
 	case wire.ProtoICMPv4:
-		return typ == wire.ICMPv4Echo || typ == wire.ICMPv4EchoReply
+		return len(message) > 0 && (message[0] == wire.ICMPv4Echo || message[0] == wire.ICMPv4EchoReply)
 	case wire.ProtoICMPv6:
-		return typ >= 128 // RFC 4443 section 2.1: below are errors
+		return len(message) > 0 && message[0] >= 128 // RFC 4443 section 2.1: below are errors
 	}
 	return true
 }
