@@ -55,7 +55,7 @@ func (g *guard) check(b []byte, p *wire.Parsed) (reason drop.Reason, claimed net
 			return drop.SpoofedIP, srcAddr(p)
 		}
 	case wire.KindIPv6:
-		if !slices.Contains(g.v6, p.Src) && !unspecifiedAllowed(p) {
+		if !slices.Contains(g.v6, p.Src) && !unspecifiedAllowed(b, p) {
 			return drop.SpoofedIP, srcAddr(p)
 		}
 		if p.ND {
@@ -66,9 +66,16 @@ func (g *guard) check(b []byte, p *wire.Parsed) (reason drop.Reason, claimed net
 }
 
 // unspecifiedAllowed lets a station without an address look for duplicates of the one that it wants, for
-// routers, and join groups.
-func unspecifiedAllowed(p *wire.Parsed) bool {
-	return p.Src == [16]byte{} && p.Proto == wire.ProtoICMPv6 && p.Dst[0] == 0xff
+// routers, and join groups (RFC 4861 section 4, RFC 3590, RFC 3810 section 5.2.13).
+func unspecifiedAllowed(b []byte, p *wire.Parsed) bool {
+	if p.Src != [16]byte{} || p.Proto != wire.ProtoICMPv6 || p.Fragment || p.Dst[0] != 0xff {
+		return false
+	}
+	switch wire.ICMPv6(b[p.L4:]).Type() {
+	case wire.ICMPv6MLDReport, wire.ICMPv6MLDDone, wire.ICMPv6MLDv2Report:
+		return true
+	}
+	return p.ND
 }
 
 // checkClaim lets the station speak for its own addresses with its own MAC, and probe for any address. What

@@ -212,3 +212,29 @@ func TestNoErrorAboutAnErrorBehindLongHeaders(t *testing.T) {
 		t.Errorf("answered %d times", n)
 	}
 }
+
+// From the unspecified address, a pod probes, looks for routers and joins groups, and does nothing else.
+func TestTheUnspecifiedAddressIsForProbesAndGroups(t *testing.T) {
+	none := netip.IPv6Unspecified()
+	later := nd(t, none, "ff02::1", gopacket.Payload(make([]byte, 12)), 128)
+	fragment := append(append(append([]byte(nil), later[:54]...), wire.ProtoICMPv6, 0, 0, 8, 0, 0, 0, 1), later[54:]...)
+	fragment[20], fragment[19] = wire.ProtoFragment, fragment[19]+8
+	for name, c := range map[string]struct {
+		frame []byte
+		lets  bool
+	}{
+		"report":         {nd(t, none, "ff02::16", gopacket.Payload(make([]byte, 4)), 143), true},
+		"old report":     {nd(t, none, "ff02::16", gopacket.Payload(make([]byte, 20)), 131), true},
+		"done":           {nd(t, none, "ff02::2", gopacket.Payload(make([]byte, 20)), 132), true},
+		"solicitation":   {nd(t, none, "ff02::2", &layers.ICMPv6RouterSolicitation{}, 133), true},
+		"echo request":   {later, false},
+		"later fragment": {fragment, false},
+		"query":          {nd(t, none, "ff02::1", gopacket.Payload(make([]byte, 20)), 130), false},
+	} {
+		r, podC := guarded(t, 0)
+		r.run(podC, plain(c.frame))
+		if n := len(r.podB.Sent()); (n == 1) != c.lets {
+			t.Errorf("%s: arrived %d times, drops %v", name, n, r.drops(podC))
+		}
+	}
+}
