@@ -238,3 +238,19 @@ func TestTheUnspecifiedAddressIsForProbesAndGroups(t *testing.T) {
 		}
 	}
 }
+
+// What is for the router itself isn't for the pods, known address or not.
+func TestARPToTheRouterIsNotFlooded(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	for _, op := range []uint16{1, 2} {
+		b := arp(t, macA, macA, op, a4, absent4)
+		copy(b, routerMAC[:])
+		r.run(r.podA, plain(b))
+	}
+	if n := len(r.podB.Sent()); n != 0 {
+		t.Errorf("pod b got %d frames for the router's MAC", n)
+	}
+	if got := r.drops(r.podA); got["local_unhandled"] != 2 {
+		t.Errorf("drops %v", got)
+	}
+}

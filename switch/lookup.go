@@ -116,6 +116,10 @@ func (w *worker) classifyNeighbor(v *verdict, f *frame.Frame, p *wire.Parsed, ds
 			return
 		}
 	}
+	if dst == v.net.RouterMAC && v.net.routes() {
+		v.reason = drop.LocalUnhandled
+		return
+	}
 	w.classifyL2(v, f, dst)
 }
 
