@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/switch/frame"
+	"tapyard/switch/neigh"
 	"tapyard/switch/port"
 	"tapyard/switch/port/porttest"
 	"tapyard/switch/wire"
@@ -252,5 +253,17 @@ func TestARPToTheRouterIsNotFlooded(t *testing.T) {
 	}
 	if got := r.drops(r.podA); got["local_unhandled"] != 2 {
 		t.Errorf("drops %v", got)
+	}
+}
+
+// A pod may be gone, and its port another one's, when its announcement's turn comes.
+func TestNobodyIsAnnouncedWhoIsGone(t *testing.T) {
+	r, podC := guarded(t, 0)
+	r.must(r.sw.AddStation(testVNI, r.ids[podC], macC, []netip.Addr{c4}))
+	r.sw.neighbors.DeletePort(r.ids[podC])
+	r.must(r.sw.neighbors.Insert(testVNI, c4, neigh.Neighbor{MAC: macB, Port: r.ids[podC]}))
+	r.sw.slow.drain()
+	if n := len(r.podA.Sent()); n != 0 {
+		t.Errorf("%d announcements of a station that has left", n)
 	}
 }

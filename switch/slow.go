@@ -257,6 +257,9 @@ func (s *slowWorker) announce(a arrival) {
 	defer s.reader.Offline()
 	s.begin()
 	net, at := s.snap.network(a.vni), s.snap.port(a.port)
+	if n, known := s.sw.neighbors.Lookup(a.vni, a.addr); !known || n != (neigh.Neighbor{MAC: a.mac, Port: a.port}) {
+		return // it has left since; the port's ID may be another one's
+	}
 	if net == nil || at == nil || len(net.flood) < 2 && len(net.peers) == 0 {
 		return
 	}
