@@ -39,8 +39,9 @@ type Controller struct {
 
 // pod is an attachment at its port.
 type pod struct {
-	id port.ID
-	a  attach.Attachment
+	id      port.ID
+	a       attach.Attachment
+	leaving bool // RemovePod has taken its routes away
 }
 
 // New returns a controller for a node; l2 nodes have no links and no state.
@@ -62,7 +63,7 @@ func (c *Controller) apply(s State) error {
 	if err := s.Validate(&c.node); err != nil {
 		return err
 	}
-	peers, old := c.vteps(s), c.vteps(c.state)
+	peers, old, known := c.vteps(s), c.vteps(c.state), c.links.VTEPs.Peers()
 	if err := c.links.VTEPs.Set(union(peers, old)); err != nil {
 		return err
 	}
@@ -71,13 +72,14 @@ func (c *Controller) apply(s State) error {
 		return errors.Join(err, c.links.VTEPs.Set(old))
 	}
 	c.state, c.routes = s, routes
-	return errors.Join(c.flood(peers), c.links.VTEPs.Set(peers))
+	err := errors.Join(c.flood(peers), c.links.VTEPs.Set(peers))
+	c.forget(known)
+	return err
 }
 
-// flood makes the peers the flood list of each stretched network, and forgets the stations of those that
-// have left.
+// flood makes the peers the flood list of each stretched network.
 func (c *Controller) flood(peers []encap.Peer) error {
-	var list []uint32
+	list := make([]uint32, 0, len(peers))
 	for _, p := range peers {
 		list = append(list, c.links.VTEPs.LookupName(p.Name).Index)
 	}
@@ -85,26 +87,31 @@ func (c *Controller) flood(peers []encap.Peer) error {
 	for _, vni := range c.node.Stretched {
 		errs = append(errs, c.sw.SetFlood(vni, list))
 	}
-	for _, p := range c.links.VTEPs.Peers() {
-		if !slices.Contains(list, p.Index) {
-			c.sw.ForgetPeer(c.links.Tunnel, p.Index)
-		}
-	}
 	return errors.Join(errs...)
 }
 
-// SetMTU changes the MTU of pods and host, and what tunnels carry, both in bytes. Pods attached later bring
-// their own.
+// forget has the switch forget the stations behind those peers that are gone, by leaving or, under a new index,
+// by moving to another address.
+func (c *Controller) forget(known []encap.Peer) {
+	for _, p := range known {
+		if c.links.VTEPs.Lookup(p.Index) == nil {
+			c.sw.ForgetPeer(c.links.Tunnel, p.Index)
+		}
+	}
+}
+
+// SetMTU changes the MTU of pods and host, and what tunnels carry, both in bytes: of the pods that are
+// attached and of those to come.
 func (c *Controller) SetMTU(pods, tunnel int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.node.MTU, c.node.TunnelMTU = pods, tunnel
 	c.sw.SetMTU(pods)
 	var errs []error
-	for key, p := range c.pods {
-		p.a.MTU = pods
-		c.pods[key] = p
-		errs = append(errs, c.routePod(&p))
+	for _, p := range c.pods {
+		if !p.leaving {
+			errs = append(errs, c.routePod(&p))
+		}
 	}
 	return errors.Join(append(errs, c.apply(c.state))...)
 }
@@ -127,11 +134,15 @@ func (c *Controller) vteps(s State) []encap.Peer {
 	return peers
 }
 
-// union returns a and those of b that a doesn't have; of two peers with one address a's stays.
+// union returns a and those of b that a doesn't have; of two peers with one name or address a's stays.
 func union(a, b []encap.Peer) []encap.Peer {
+	names, underlays := make(map[string]bool, len(a)), make(map[netip.Addr]bool, len(a))
+	for _, p := range a {
+		names[p.Name], underlays[p.Underlay] = true, true
+	}
 	all := slices.Clone(a)
 	for _, p := range b {
-		if !slices.ContainsFunc(a, func(q encap.Peer) bool { return q.Underlay == p.Underlay || q.Name == p.Name }) {
+		if !names[p.Name] && !underlays[p.Underlay] {
 			all = append(all, p)
 		}
 	}
@@ -227,21 +238,27 @@ func (c *Controller) AddPod(a attach.Attachment, p port.Port) (err error) {
 	if err := c.sw.AddStation(a.VNI, id, a.MAC, addrs); err != nil {
 		return fmt.Errorf("pod %s: %w", a.Name, err)
 	}
-	if err := c.routePod(&pod{id, a}); err != nil {
+	return c.admit(pod{id: id, a: a})
+}
+
+// admit routes to the pod and notes it, at once: a SetMTU comes before and is obeyed, or after and knows it.
+func (c *Controller) admit(p pod) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.routePod(&p); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.pods[keyOf(a)] = pod{id, a}
-	c.mu.Unlock()
+	c.pods[keyOf(p.a)] = p
 	return nil
 }
 
-// routePod routes to the pod, if its network is the one with routes.
+// routePod routes to the pod, if its network is the one with routes. The MTU is the node's, which the pod's
+// device follows: what an ADD was told may have changed since.
 func (c *Controller) routePod(p *pod) error {
 	if p.a.VNI != c.node.VNI {
 		return nil
 	}
-	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, MTU: uint16(p.a.MTU), DstMAC: p.a.MAC,
+	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, MTU: uint16(c.node.MTU), DstMAC: p.a.MAC,
 		SrcMAC: c.node.RouterMAC, Dest: port.Dest{Port: p.id}}
 	if err := c.sw.UpdateRoutes(p.a.VNI, hostRoutes(p.a.Addrs(), &adj)); err != nil {
 		return fmt.Errorf("pod %s: %w", p.a.Name, err)
@@ -252,24 +269,33 @@ func (c *Controller) routePod(p *pod) error {
 // RemovePod disconnects a pod. When it returns without an error, no worker touches its port any more;
 // after an error it may be called again.
 func (c *Controller) RemovePod(ctx context.Context, a attach.Attachment) error {
-	c.mu.Lock()
-	p, known := c.pods[keyOf(a)]
-	c.mu.Unlock()
-	if !known {
-		return nil
-	}
-	if a.VNI == c.node.VNI {
-		if err := c.sw.UpdateRoutes(a.VNI, hostRoutes(a.Addrs(), nil)); err != nil {
-			return fmt.Errorf("pod %s: %w", a.Name, err)
-		}
+	p, known, err := c.unroute(a)
+	if !known || err != nil {
+		return err
 	}
 	if err := c.detach(ctx, p.id); err != nil {
 		return err
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	delete(c.pods, keyOf(a))
-	c.mu.Unlock()
 	return nil
+}
+
+// unroute takes the routes to the pod away, for good: until it is detached, and its port's number perhaps
+// another's, a SetMTU must not bring them back.
+func (c *Controller) unroute(a attach.Attachment) (p pod, known bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p, known = c.pods[keyOf(a)]; !known || a.VNI != c.node.VNI {
+		return p, known, nil
+	}
+	if err := c.sw.UpdateRoutes(a.VNI, hostRoutes(a.Addrs(), nil)); err != nil {
+		return p, known, fmt.Errorf("pod %s: %w", a.Name, err)
+	}
+	p.leaving = true
+	c.pods[keyOf(a)] = p
+	return p, known, nil
 }
 
 func hostRoutes(addrs []netip.Addr, adj *vswitch.Adjacency) []vswitch.RouteChange {

@@ -1,13 +1,19 @@
 package control
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"testing"
+	"time"
 
 	"tapyard/encap"
 	vswitch "tapyard/switch"
+	"tapyard/switch/attach"
+	"tapyard/switch/frame"
 	"tapyard/switch/port/porttest"
+	"tapyard/switch/wire"
 )
 
 func newController(t *testing.T) (*Controller, *vswitch.Switch) {
@@ -98,5 +104,107 @@ func TestStateBecomesRoutesAndAWrongOneChangesNothing(t *testing.T) {
 	}
 	if got := nextHops(sw, c); got["10.244.2.0/24"] != "" || len(c.links.VTEPs.Peers()) != 0 {
 		t.Errorf("after the peers left: %v", got)
+	}
+}
+
+func podOf(id, addr string, mtu int) attach.Attachment {
+	return attach.Attachment{ContainerID: id, IfName: "eth0", Name: id, MAC: wire.MAC{0x0a, 5: id[len(id)-1]}, VNI: 1, MTU: mtu,
+		Addresses: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}}
+}
+
+// mtuTo returns the MTU of the route to the address, 0 if it has no route of its own.
+func mtuTo(sw *vswitch.Switch, addr string) int {
+	for _, r := range sw.Routes() {
+		if r.Prefix.String() == addr+"/32" {
+			return int(r.Adjacency.MTU)
+		}
+	}
+	return 0
+}
+
+// An ADD has asked for the MTU, then the underlay's changes, and only then the pod is published: nothing would
+// ever mend its route.
+func TestPodPublishedAfterTheMTUHasChanged(t *testing.T) {
+	c, sw := newController(t)
+	if err := c.SetMTU(1350, 1350); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.AddPod(podOf("p1", "10.244.1.3", 1450), porttest.New("p1", 0)); err != nil {
+		t.Fatal(err)
+	}
+	if got := mtuTo(sw, "10.244.1.3"); got != 1350 {
+		t.Errorf("MTU %d of the route to the pod, want 1350", got)
+	}
+}
+
+// The MTU changes while pods come and go: when all is quiet, those that are there have routes with the last MTU,
+// and none leads to one that has gone, whose port's number is another's by now.
+func TestMTUChangesWhilePodsComeAndGo(t *testing.T) {
+	c, sw := newController(t)
+	sw.Start()
+	var all sync.WaitGroup
+	stop := make(chan struct{})
+	all.Go(func() {
+		for mtu := 1300; ; mtu ^= 1 {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := c.SetMTU(mtu, mtu); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	var pods sync.WaitGroup
+	for i := range 4 {
+		pods.Go(func() {
+			a := podOf(fmt.Sprint("p", i), fmt.Sprint("10.244.1.", 3+i), 1450)
+			for range 50 {
+				if err := c.AddPod(a, porttest.New(a.Name, 0)); err != nil {
+					t.Error(err)
+				}
+				if err := c.RemovePod(t.Context(), a); err != nil {
+					t.Error(err)
+				}
+				if mtu := mtuTo(sw, a.Addrs()[0].String()); mtu != 0 {
+					t.Errorf("a route to %s, which has gone, with MTU %d", a.Name, mtu)
+				}
+			}
+		})
+	}
+	pods.Wait()
+	close(stop)
+	all.Wait()
+}
+
+// A peer that moves to another address gets another index: what was learned behind the old one leads nowhere.
+func TestStationsOfAPeerThatMoves(t *testing.T) {
+	c, sw := newController(t)
+	if err := sw.AddNetwork(vswitch.Network{VNI: 200, Stretched: true}); err != nil {
+		t.Fatal(err)
+	}
+	c.node.Stretched = []uint32{200}
+	n2 := peer("n2", "192.168.1.12", "10.244.2.0/24")
+	if err := c.Apply(*cluster(n2)); err != nil {
+		t.Fatal(err)
+	}
+	sw.Start()
+	for _, v := range sw.Ports() {
+		if v.ID == c.links.Tunnel {
+			broadcast := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 0x88, 0xb5}, make([]byte, 46)...)
+			v.Port.(*porttest.Port).Inject(porttest.Frame{Bytes: broadcast, Meta: frame.Meta{VNI: 200, Peer: c.links.VTEPs.LookupName("n2").Index}})
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(sw.FDB()) == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the station was not learned")
+		}
+	}
+	if err := c.Apply(*cluster(peer("n2", "192.168.1.22", "10.244.2.0/24"))); err != nil {
+		t.Fatal(err)
+	}
+	if entries := sw.FDB(); len(entries) > 0 {
+		t.Errorf("left: %+v", entries)
 	}
 }
