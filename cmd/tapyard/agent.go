@@ -77,7 +77,6 @@ type agent struct {
 	controller *control.Controller
 	pods       *attach.Manager
 	peers      *static.File
-	fixedMTU   int            // as configured; 0 follows the underlay
 	mtu        atomic.Int64   // of pods, now
 	hup        chan os.Signal // reload the peers file; in mode l2 nobody listens
 	ready      bool
@@ -105,13 +104,11 @@ func (a *agent) start(ctx context.Context) error {
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}
-	a.fixedMTU = a.cfg.MTU
 	mtu, tunnelMTU, err := a.overlayMTU()
 	if err != nil {
 		return err
 	}
 	a.mtu.Store(int64(mtu))
-	a.cfg.MTU, a.cfg.Workers = mtu, a.cfg.workers() // from here on, and for `show config`, what is in force
 	a.node = a.cfg.node(mtu)
 	a.node.TunnelMTU = tunnelMTU
 	if a.node.Networks, err = control.LocalNetworks(attach.HostDevice); err != nil {
@@ -181,14 +178,14 @@ func (a *agent) join(uplink string, vni uint32) error {
 // tunnels, which is always the latter.
 func (a *agent) overlayMTU() (pods, tunnel int, err error) {
 	if a.cfg.Mode == modeL2 {
-		return cmp.Or(a.fixedMTU, 1500), 0, nil // Ethernet's, IEEE 802.3
+		return cmp.Or(a.cfg.MTU, 1500), 0, nil // Ethernet's, IEEE 802.3
 	}
 	underlay, err := attach.MTUOf(a.cfg.Underlay[0])
 	if err != nil {
 		return 0, 0, err
 	}
 	tunnel = underlay - a.cfg.overhead()
-	return cmp.Or(a.fixedMTU, tunnel), tunnel, nil
+	return cmp.Or(a.cfg.MTU, tunnel), tunnel, nil
 }
 
 // link attaches the host and the tunnel, and makes the gateway known to pods.
@@ -332,7 +329,7 @@ func (a *agent) watchPeers(ctx context.Context) error {
 func (a *agent) watchUnderlay(ctx context.Context) error {
 	return attach.WatchMTU(ctx, a.cfg.Underlay[0], func(underlay int) {
 		tunnel := underlay - a.cfg.overhead()
-		pods := cmp.Or(a.fixedMTU, tunnel)
+		pods := cmp.Or(a.cfg.MTU, tunnel)
 		if pods > tunnel {
 			a.log.Warn("pods may send larger packets than tunnels carry: senders learn that from ICMP",
 				"mtu", pods, "tunnels", tunnel, "underlay", underlay)
@@ -366,11 +363,18 @@ func listen(path string) (net.Listener, error) {
 }
 
 func (a *agent) source() *observe.Source {
-	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.node, Config: a.cfg}
+	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.controller.Node, Config: a.config}
 	if a.host != nil {
 		s.HostMAC = a.host.MAC
 	}
 	return s
+}
+
+// config returns what is in force, for `show config`.
+func (a *agent) config() any {
+	c := *a.cfg
+	c.MTU, c.Workers = int(a.mtu.Load()), c.workers()
+	return &c
 }
 
 // stopSwitch ends the workers and holds the ledger to its word.

@@ -35,10 +35,13 @@ type view struct {
 var views = []view{
 	{"ports", "What is attached, with its counters: rx is into the switch, tx out of it",
 		tableOf("ID\tPORT\tKIND\tVNI\tADDRESSES\tMAC\tMTU\tWORKER\tRX FRAMES\tRX WIRE\tTX FRAMES\tTX WIRE\tDROPS\tKERNEL DROPS\tLAST ERROR", func(p observe.Port) []any {
-			return []any{p.ID, p.Name, p.Kind, p.VNI, join(p.Addresses), p.MAC, p.MTU, p.Worker, p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops, p.LastError}
+			return []any{p.ID, p.Name, p.Kind, p.VNI, or(join(p.Addresses)), or(p.MAC), or(p.MTU), p.Worker, p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops, or(p.LastError)}
 		})},
 	{"fdb", "Which MAC is behind which port",
-		tableOf("VNI\tMAC\tPORT\tSTATIC", func(e observe.FDBEntry) []any { return []any{e.VNI, e.MAC, e.Port, e.Static} })},
+		tableOf("VNI\tMAC\tPORT\tPEER\tSTATIC\tLAST SEEN\tMOVES\tHELD FOR", func(e observe.FDBEntry) []any {
+			now := time.Now()
+			return []any{e.VNI, e.MAC, e.Port, or(e.Peer), e.Static, age(now, e.LastSeen), or(e.Moves), held(now, e.FrozenUntil)}
+		})},
 	{"neighbors", "Which addresses the switch answers ARP and neighbour solicitations for",
 		tableOf("VNI\tADDRESS\tMAC\tPORT", func(n observe.Neighbor) []any { return []any{n.VNI, n.Address, n.MAC, n.Port} })},
 	{"routes", "The routing table",
@@ -209,6 +212,14 @@ func age(now, at time.Time) string {
 	return fmt.Sprintf("%d s ago", d/time.Second)
 }
 
+// held says for how long a station that moved too often stays where it is.
+func held(now, until time.Time) string {
+	if d := until.Sub(now); d > 0 {
+		return fmt.Sprintf("%d s", (d+time.Second-1)/time.Second)
+	}
+	return "-"
+}
+
 // keyTable renders an object with one row per key.
 func keyTable(raw []byte, w io.Writer) error {
 	var object map[string]any
@@ -218,9 +229,22 @@ func keyTable(raw []byte, w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "KEY\tVALUE")
 	for _, key := range slices.Sorted(maps.Keys(object)) {
-		fmt.Fprintf(t, "%s\t%v\n", key, object[key])
+		fmt.Fprintf(t, "%s\t%s\n", key, cell(object[key]))
 	}
 	return t.Flush()
+}
+
+// cell prints a list of objects as JSON, which Go's own form of maps is not, and what is not set as "-".
+func cell(v any) string {
+	list, _ := v.([]any)
+	switch {
+	case v == nil || v == "":
+		return "-"
+	case slices.ContainsFunc(list, func(e any) bool { _, object := e.(map[string]any); return object }):
+		text, _ := json.Marshal(v) // it comes from JSON
+		return string(text)
+	}
+	return fmt.Sprint(v)
 }
 
 func join[T any](values []T) string {

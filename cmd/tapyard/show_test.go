@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"tapyard/switch/observe"
+	"tapyard/switch/wire"
 )
 
 // table renders what an agent would answer.
@@ -60,6 +62,32 @@ func TestRoutesTable(t *testing.T) {
 `
 	if got != want {
 		t.Errorf("\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestFDBTable(t *testing.T) {
+	now := time.Now()
+	got := table(t, "fdb", []observe.FDBEntry{
+		{VNI: 1, MAC: wire.MAC{0x0a, 5: 3}, Port: "default/web-0", Static: true},
+		{VNI: 200, MAC: wire.MAC{0x0a, 5: 4}, Port: "vxlan", Peer: "n2", LastSeen: now.Add(-70 * time.Second), Moves: 5, FrozenUntil: now.Add(99*time.Second + time.Second/2)},
+		{VNI: 200, MAC: wire.MAC{0x0a, 5: 5}, Port: "eth1", LastSeen: now, Moves: 5, FrozenUntil: now.Add(-time.Second)},
+	})
+	want := `VNI  MAC                PORT           PEER  STATIC  LAST SEEN  MOVES  HELD FOR
+1    0a:00:00:00:00:03  default/web-0  -     true    -          -      -
+200  0a:00:00:00:00:04  vxlan          n2    false   1 min ago  5      100 s
+200  0a:00:00:00:00:05  eth1           -     false   0 s ago    5      -
+`
+	if got != want {
+		t.Errorf("\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestConfigTable(t *testing.T) {
+	got := table(t, "config", &config{Name: "n1", Networks: []networkConfig{{Name: "blue", VNI: 200, L2: l2Stretched}}, Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}})
+	for _, want := range []string{`{"l2":"stretched","name":"blue",`, "[192.168.1.11]\n", "name         n1\n", "uplink       -\n", "podSubnets   -\n", "vni          0\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is not in\n%s", want, got)
+		}
 	}
 }
 

@@ -123,6 +123,13 @@ func (c *Controller) State() State {
 	return c.state
 }
 
+// Node returns this node with the MTUs that are in force. Its slices are not to be changed.
+func (c *Controller) Node() Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.node
+}
+
 func (c *Controller) vteps(s State) []encap.Peer {
 	var peers []encap.Peer
 	for i := range s.Peers {

@@ -27,7 +27,7 @@ func (s *Source) Handler() http.Handler {
 		"peers":     func() any { return s.Peers() },
 		"drops":     func() any { return s.Drops() },
 		"offloads":  func() any { return s.Offloads() },
-		"config":    func() any { return s.Config },
+		"config":    s.Config,
 		"ledger":    func() any { return s.Ledger() },
 	} {
 		mux.HandleFunc("GET /v1/"+name, func(w http.ResponseWriter, _ *http.Request) {

@@ -4,6 +4,7 @@ package observe
 import (
 	"cmp"
 	"encoding/hex"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,7 +14,6 @@ import (
 	"tapyard/switch/attach"
 	"tapyard/switch/control"
 	"tapyard/switch/drop"
-	"tapyard/switch/fdb"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
@@ -48,6 +48,12 @@ type FDBEntry struct {
 	MAC    wire.MAC `json:"mac"`
 	Port   string   `json:"port"`
 	Static bool     `json:"static"`
+
+	// Of learned entries only.
+	Peer        string    `json:"peer,omitempty"`        // behind a tunnel
+	LastSeen    time.Time `json:"last_seen,omitzero"`    // up to a second too early
+	Moves       uint32    `json:"moves,omitempty"`       // between ports or peers, since it was learned
+	FrozenUntil time.Time `json:"frozen_until,omitzero"` // it moved too often and is held where it is; perhaps past
 }
 
 // Neighbor is an entry of /v1/neighbors.
@@ -124,19 +130,19 @@ type Source struct {
 	Attached func() []attach.Attachment
 	State    func() control.State
 	VTEPs    *encap.VTEPTable
-	Node     control.Node
+	Node     func() control.Node
 	HostMAC  wire.MAC
-	Config   any // the effective configuration, for /v1/config
+	Config   func() any // the effective configuration, for /v1/config
 }
 
 // Ports returns the attached ports.
 func (s *Source) Ports() []Port {
-	pods, ports := s.pods(), []Port{}
+	pods, node, ports := s.pods(), s.Node(), []Port{}
 	for _, v := range s.Switch.Ports() {
 		if v.Port == nil { // the switch itself
 			continue
 		}
-		p := Port{ID: v.ID, Name: v.Port.Name(), Kind: v.Port.Kind(), VNI: v.VNI, Worker: v.Worker, MTU: s.Node.MTU,
+		p := Port{ID: v.ID, Name: v.Port.Name(), Kind: v.Port.Kind(), VNI: v.VNI, Worker: v.Worker,
 			Rx: Traffic{v.Rx.Frames, v.Rx.Wire, v.RxBytes}, Tx: Traffic{v.Tx.Frames, v.Tx.Wire, v.TxBytes}}
 		for _, d := range v.Drops {
 			p.Drops += d.Frames
@@ -147,7 +153,7 @@ func (s *Source) Ports() []Port {
 		if e, ok := v.Port.(interface{ LastError() error }); ok && e.LastError() != nil {
 			p.LastError = e.LastError().Error()
 		}
-		s.identify(&p, v, pods)
+		s.identify(&p, v, &node, pods)
 		ports = append(ports, p)
 	}
 	return ports
@@ -163,18 +169,21 @@ func (s *Source) pods() map[string]attach.Attachment {
 }
 
 // identify fills in whose port it is.
-func (s *Source) identify(p *Port, v vswitch.PortView, pods map[string]attach.Attachment) {
+func (s *Source) identify(p *Port, v vswitch.PortView, node *control.Node, pods map[string]attach.Attachment) {
 	switch v.Role {
 	case vswitch.RoleHost:
-		p.MAC = s.HostMAC.String()
-		for _, subnet := range s.Node.PodSubnets {
+		p.MAC, p.MTU = s.HostMAC.String(), node.MTU
+		for _, subnet := range node.PodSubnets {
 			p.Addresses = append(p.Addresses, attach.Gateway(subnet))
 		}
 	case vswitch.RoleAccess:
-		a := pods[p.Name]
-		p.MAC, p.MTU, p.Addresses = a.MAC.String(), a.MTU, a.Addrs()
+		if a, isPod := pods[p.Name]; isPod {
+			p.MAC, p.MTU, p.Addresses = a.MAC.String(), a.MTU, a.Addrs()
+		} else if uplink, err := net.InterfaceByName(p.Name); err == nil { // one that is gone has neither
+			p.MAC, p.MTU = uplink.HardwareAddr.String(), uplink.MTU
+		}
 	case vswitch.RoleTunnel:
-		p.MAC, p.Addresses = s.Node.RouterMAC.String(), s.Node.Underlay[:1]
+		p.MAC, p.MTU, p.Addresses = node.RouterMAC.String(), node.TunnelMTU, node.Underlay[:1]
 	}
 }
 
@@ -192,13 +201,27 @@ func (s *Source) portNames() map[port.ID]string {
 func (s *Source) FDB() []FDBEntry {
 	names, entries := s.portNames(), []FDBEntry{}
 	for _, e := range s.Switch.FDB() {
-		entries = append(entries, fdbEntry(e, names))
+		entry := FDBEntry{VNI: e.VNI, MAC: e.MAC, Port: names[e.Dest.Port], Static: e.Static, Peer: s.peerName(e.Dest.Peer)}
+		if !e.Static {
+			entry.LastSeen, entry.Moves = time.Unix(0, e.LastSeen).UTC(), e.Moves
+		}
+		if e.FrozenUntil != 0 {
+			entry.FrozenUntil = time.Unix(0, e.FrozenUntil).UTC()
+		}
+		entries = append(entries, entry)
 	}
 	return entries
 }
 
-func fdbEntry(e fdb.Entry, names map[port.ID]string) FDBEntry {
-	return FDBEntry{VNI: e.VNI, MAC: e.MAC, Port: names[e.Dest.Port], Static: e.Static}
+// peerName returns "" for 0, which is no peer.
+func (s *Source) peerName(index uint32) string {
+	if index == 0 {
+		return ""
+	}
+	if p := s.VTEPs.Lookup(index); p != nil {
+		return p.Name
+	}
+	return "" // it left since
 }
 
 // Neighbors returns the addresses that the switch answers for.
@@ -225,19 +248,16 @@ func (s *Source) Routes() []Route {
 
 func (s *Source) forward(r *Route, adj *vswitch.Adjacency, names map[port.ID]string) {
 	r.Via, r.MTU, r.Port = adj.DstMAC.String(), int(adj.MTU), names[adj.Dest.Port]
-	if !adj.Tunnel {
-		return
-	}
-	if p := s.VTEPs.Lookup(adj.Dest.Peer); p != nil { // nil: it left since
-		r.Peer = p.Name
+	if adj.Tunnel {
+		r.Peer = s.peerName(adj.Dest.Peer)
 	}
 }
 
 // Peers returns the other nodes.
 func (s *Source) Peers() []Peer {
-	peers := []Peer{}
+	self, peers := s.Node().Name, []Peer{}
 	for _, p := range s.State().Peers {
-		if p.Name != s.Node.Name {
+		if p.Name != self {
 			peers = append(peers, Peer{p.Name, p.Underlay, p.PodSubnets, p.RouterMAC()})
 		}
 	}

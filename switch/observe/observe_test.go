@@ -57,6 +57,7 @@ func newRig(t *testing.T) *rig {
 		must(t, err)
 	}
 	must(t, sw.AddStation(1, ids[r.pod], podMAC, []netip.Addr{podAddr4, podAddr6}))
+	must(t, sw.AddNetwork(vswitch.Network{VNI: 200, Stretched: true}))
 	vteps := new(encap.VTEPTable)
 	must(t, vteps.Set([]encap.Peer{{Name: "n2", Underlay: netip.MustParseAddr("192.168.1.12"), MAC: peerMAC}}))
 	must(t, sw.UpdateRoutes(1, []vswitch.RouteChange{
@@ -67,12 +68,12 @@ func newRig(t *testing.T) *rig {
 		{Prefix: netip.MustParsePrefix("10.244.2.0/24"), Adjacency: &vswitch.Adjacency{Kind: vswitch.AdjForward, Tunnel: true, MTU: 1450,
 			DstMAC: peerMAC, SrcMAC: routerMAC, Dest: port.Dest{Port: ids[r.tunnel], Peer: vteps.LookupName("n2").Index}}},
 	}))
-	node := control.Node{Name: "n1", VNI: 1, MTU: 1450, RouterMAC: routerMAC, Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")},
+	node := control.Node{Name: "n1", VNI: 1, MTU: 1350, TunnelMTU: 1360, RouterMAC: routerMAC, Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")},
 		PodSubnets: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}
 	state := control.State{Peers: []control.Peer{{Name: "n1"}, {Name: "n2", Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.12")},
 		PodSubnets: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}, MAC: peerMAC}}}
-	r.Source = &Source{Switch: sw, State: func() control.State { return state }, VTEPs: vteps, Node: node, HostMAC: hostMAC,
-		Config: map[string]any{"name": "n1", "mtu": 1450},
+	r.Source = &Source{Switch: sw, State: func() control.State { return state }, VTEPs: vteps, Node: func() control.Node { return node }, HostMAC: hostMAC,
+		Config: func() any { return map[string]any{"name": "n1", "mtu": 1450} },
 		Attached: func() []attach.Attachment {
 			return []attach.Attachment{{Name: "default/web-0", MAC: podMAC, MTU: 1400, VNI: 1,
 				Addresses: []netip.Prefix{netip.PrefixFrom(podAddr4, 24), netip.PrefixFrom(podAddr6, 64)}}}
@@ -208,6 +209,30 @@ func TestDropsTellWhoseFrameItWas(t *testing.T) {
 	}
 }
 
+// A station behind a peer of a tunnel.
+func TestFDBShowsPeerAndAge(t *testing.T) {
+	r := newRig(t)
+	before := time.Now()
+	roamer := porttest.Frame{Bytes: append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 7, 0x88, 0xb5}, make([]byte, 46)...)}
+	roamer.Meta.VNI, roamer.Meta.Peer = 200, r.VTEPs.LookupName("n2").Index
+	r.tunnel.Inject(roamer)
+	var fdb []FDBEntry
+	for deadline := time.Now().Add(20 * time.Second); len(fdb) < 2 && time.Now().Before(deadline); {
+		fdb = get[[]FDBEntry](r, "fdb")
+	}
+	if len(fdb) != 2 {
+		t.Fatalf("fdb %+v, want the pod and the station", fdb)
+	}
+	pod, station := fdb[0], fdb[1]
+	if !pod.Static || !pod.LastSeen.IsZero() || pod.Peer != "" {
+		t.Errorf("the pod: %+v", pod)
+	}
+	if station.Port != "vxlan" || station.Peer != "n2" || station.Static || station.Moves != 0 || !station.FrozenUntil.IsZero() ||
+		station.LastSeen.Before(before.Add(-2*time.Second)) || station.LastSeen.After(time.Now()) {
+		t.Errorf("the station: %+v", station)
+	}
+}
+
 func TestViewsShowWhatIsThere(t *testing.T) {
 	r := newRig(t)
 	across := packet(t, layers.EthernetTypeIPv4, v4(layers.IPProtocolUDP, "10.244.1.3", "10.244.2.9"), &layers.UDP{SrcPort: 1, DstPort: 2}, gopacket.Payload("hello"))
@@ -222,6 +247,9 @@ func TestViewsShowWhatIsThere(t *testing.T) {
 	pod := ports["default/web-0"]
 	if len(ports) != 3 || pod.Rx != (Traffic{1, 1, uint64(len(across))}) || pod.MTU != 1400 || pod.MAC != podMAC.String() || !slices.Equal(pod.Addresses, []netip.Addr{podAddr4, podAddr6}) {
 		t.Errorf("ports %+v", ports)
+	}
+	if host, tunnel := ports["tapyard0"].MTU, ports["vxlan"].MTU; host != 1350 || tunnel != 1360 {
+		t.Errorf("MTUs %d of the host and %d of the tunnel, want those of the node", host, tunnel)
 	}
 	if tx := ports["vxlan"].Tx; tx != (Traffic{1, 1, uint64(len(across))}) {
 		t.Errorf("the tunnel sent %+v", tx)
