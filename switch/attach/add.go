@@ -156,7 +156,7 @@ func (t *addition) discard() error {
 		return err
 	}
 	if t.a.PortType == Veth {
-		return errors.Join(netlink.LinkDel(link), port.PruneGuards())
+		return errors.Join(netlink.LinkDel(link), pruneGuards())
 	}
 	return netlink.LinkDel(link)
 }

@@ -140,26 +140,10 @@ func Open(cfg Config) (*Manager, error) {
 	if m.store, err = openStore(filepath.Join(cfg.StateDir, "tapyard.db"), lockWait); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(m.load(), m.removeLeftovers()); err != nil {
+	if err := errors.Join(m.load(), removeTemporary(m.prefix)); err != nil {
 		return nil, errors.Join(err, m.store.close())
 	}
 	return m, nil
-}
-
-// removeLeftovers removes what a kill, or a pod that vanished while no agent ran, left in the agent's
-// namespace. Nodes that have TAPs only need no nftables.
-func (m *Manager) removeLeftovers() error {
-	if err := removeTemporary(m.prefix); err != nil {
-		return err
-	}
-	pairs := m.cfg.PortType == Veth
-	for _, e := range m.entries {
-		pairs = pairs || e.a.PortType == Veth
-	}
-	if pairs {
-		return port.PruneGuards()
-	}
-	return nil
 }
 
 // tmpPrefix is short enough for a serial number in IFNAMSIZ.

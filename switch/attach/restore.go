@@ -10,7 +10,8 @@ import (
 )
 
 // Restore publishes the recorded attachments again. Those whose pod is gone are forgotten. One that can't be
-// restored is logged and stays recorded for its DEL.
+// restored is logged and stays recorded for its DEL. Guards of uplinks are pruned as well: the caller has opened
+// its own before.
 func (m *Manager) Restore(ctx context.Context) error {
 	start := time.Now()
 	var restored, gone, failed int
@@ -32,6 +33,9 @@ func (m *Manager) Restore(ctx context.Context) error {
 			failed++
 			m.cfg.Log.Error("pod not restored; it stays cut off until it is created anew or the agent restarts", "port", e.a.Name, "attachment", e.a.Key(), "err", err)
 		}
+	}
+	if err := pruneGuards(); err != nil { // of pods that vanished while no agent ran
+		m.cfg.Log.Error("leftovers in nftables", "err", err)
 	}
 	m.cfg.Log.Info("attachments restored", "restored", restored, "gone", gone, "failed", failed, "took", time.Since(start))
 	return nil

@@ -89,5 +89,11 @@ func removePair(key string) error {
 	if err := netlink.LinkDel(link); err != nil {
 		return fmt.Errorf("remove %s: %w", link.Attrs().Name, err)
 	}
-	return port.PruneGuards()
+	return pruneGuards()
+}
+
+// pruneGuards removes the nftables tables of pairs that are gone.
+func pruneGuards() error {
+	_, err := port.PruneGuards()
+	return err
 }

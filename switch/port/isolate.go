@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -18,6 +20,10 @@ import (
 
 // guardPrefix begins the names of the tables, one per device so that each can go alone.
 const guardPrefix = "tapyard-"
+
+// The names of the one chain of a table say whose device it is: a pod's stays closed to the host while no agent
+// runs, and an uplink is given back.
+const podChain, uplinkChain = "ingress", "uplink"
 
 func guardOf(device string) *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyNetdev, Name: guardPrefix + device}
@@ -36,12 +42,15 @@ func isolate(link netlink.Link, uplink bool) error {
 	if err != nil {
 		return fmt.Errorf("reach nftables: %w", err)
 	}
-	guard, policy := guardOf(device), nftables.ChainPolicyDrop
+	guard, policy, chain := guardOf(device), nftables.ChainPolicyDrop, podChain
+	if uplink {
+		chain = uplinkChain
+	}
 	c.AddTable(guard) // so that there is one to delete; the whole batch is one transaction
 	c.DelTable(guard)
 	c.AddTable(guard)
 	c.AddChain(&nftables.Chain{
-		Table: guard, Name: "ingress", Type: nftables.ChainTypeFilter, Device: device, Policy: &policy,
+		Table: guard, Name: chain, Type: nftables.ChainTypeFilter, Device: device, Policy: &policy,
 		Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityFilter,
 	})
 	if err := c.Flush(); err != nil {
@@ -72,28 +81,113 @@ func release(device string) error {
 	return nil
 }
 
-// PruneGuards removes the nftables tables of devices that are no longer in the calling thread's network
-// namespace: those of pods that vanished while no agent ran.
-func PruneGuards() error {
-	c, err := nftables.New()
+// PruneGuards removes the nftables tables that nothing needs any more, in the calling thread's network
+// namespace, and returns the names of their devices: those of pods that vanished while no agent ran, and those
+// of uplinks whose agent was killed, unless another one has them by now.
+func PruneGuards() (pruned []string, err error) {
+	guards, err := listGuards()
 	if err != nil {
-		return fmt.Errorf("reach nftables: %w", err)
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyNetdev)
-	if err != nil {
-		return fmt.Errorf("list nftables tables: %w", err)
+		return nil, err
 	}
 	var errs []error
-	for _, t := range tables {
-		device, ours := strings.CutPrefix(t.Name, guardPrefix)
-		if !ours {
+	for device, chain := range guards {
+		_, err := netlink.LinkByName(device)
+		if gone := errors.As(err, &netlink.LinkNotFoundError{}); !gone && (chain != uplinkChain || isClaimed(device)) {
 			continue
 		}
-		if _, err := netlink.LinkByName(device); errors.As(err, &netlink.LinkNotFoundError{}) {
-			errs = append(errs, release(device))
+		if err := release(device); err != nil {
+			errs = append(errs, err)
+		} else {
+			pruned = append(pruned, device)
 		}
 	}
-	return errors.Join(errs...)
+	slices.Sort(pruned)
+	return pruned, errors.Join(errs...)
+}
+
+// RestoreGuards guards those of the ports again whose table another program has removed ('nft flush ruleset'
+// removes all), and returns the names of their devices.
+func RestoreGuards(ports []*Packet) (restored []string, err error) {
+	guards, err := listGuards()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, p := range ports {
+		if guards[p.cfg.Device] != "" || p.Gone() {
+			continue
+		}
+		link, err := netlink.LinkByIndex(p.index)
+		if err == nil {
+			err = isolate(link, p.cfg.Uplink)
+		}
+		switch {
+		case err == nil:
+			restored = append(restored, p.cfg.Device)
+		case !p.Gone(): // not just removed
+			errs = append(errs, fmt.Errorf("device %s: %w", p.cfg.Device, err))
+		}
+	}
+	return restored, errors.Join(errs...)
+}
+
+// listGuards returns the chain of each device that has a table, or "": the kernel deletes a chain with its device.
+func listGuards() (map[string]string, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("reach nftables: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyNetdev)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil // a kernel without nftables, or without this family
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list nftables tables: %w", err)
+	}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	guards := map[string]string{}
+	for _, t := range tables {
+		if device, ours := strings.CutPrefix(t.Name, guardPrefix); ours {
+			guards[device] = ""
+		}
+	}
+	for _, chain := range chains {
+		if device, ours := strings.CutPrefix(chain.Table.Name, guardPrefix); ours {
+			guards[device] = chain.Name
+		}
+	}
+	return guards, nil
+}
+
+// claimName is of an abstract unix socket that the agent with that uplink holds: it lives in the network
+// namespace, as the device does, and ends with its process.
+func claimName(device string) *net.UnixAddr {
+	return &net.UnixAddr{Net: "unixgram", Name: "@tapyard-uplink/" + device}
+}
+
+// claim makes the uplink ours. The device itself would have several readers, each of which would give the
+// host back what the others still keep from it.
+func claim(device string) (*net.UnixConn, error) {
+	c, err := net.ListenUnixgram("unixgram", claimName(device))
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, errors.New("it is another agent's uplink, or another network's of this one: stop that agent or choose another device")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("claim it: %w", err)
+	}
+	return c, nil
+}
+
+func isClaimed(device string) bool {
+	c, err := net.DialUnix("unixgram", nil, claimName(device))
+	if err != nil {
+		return !errors.Is(err, unix.ECONNREFUSED) // in doubt it is somebody's
+	}
+	c.Close()
+	return true
 }
 
 // usable refuses devices that can't be a port, and as an uplink those that the host uses.

@@ -3,6 +3,7 @@ package port
 import (
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 
@@ -32,10 +33,11 @@ type Packet struct {
 	fd    int
 	caps  Caps
 	rx    [1]RxQueue
+	claim *net.UnixConn // of an uplink, else nil
 
 	lastError atomic.Uint32 // errno of the last frame that was refused for a reason of its own
 
-	mu     sync.Mutex // Close against KernelDrops, which observers call
+	mu     sync.Mutex // Close against KernelDrops and Gone, which observers call
 	closed bool       // guarded by mu
 }
 
@@ -62,27 +64,46 @@ func openPacket(cfg PacketConfig) (*Packet, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.Device = link.Attrs().Name // it may have been called by another of its names
 	if err := usable(link, cfg.Uplink); err != nil {
-		return nil, err
-	}
-	if err := isolate(link, cfg.Uplink); err != nil {
 		return nil, err
 	}
 	p := &Packet{cfg: cfg, index: link.Attrs().Index, caps: packetCaps()}
 	if p.cfg.PortKind == "" {
 		p.cfg.PortKind = "packet"
 	}
+	if cfg.Uplink {
+		if p.claim, err = claim(cfg.Device); err != nil {
+			return nil, err
+		}
+	}
+	if err := isolate(link, cfg.Uplink); err != nil {
+		return nil, errors.Join(err, p.disclaim())
+	}
 	if err = netlink.LinkSetUp(link); err == nil { // first: a socket on a device that is down begins with an error
 		p.fd, err = listenPacket(p.index)
 	}
 	if err != nil {
-		if cfg.Uplink {
-			err = errors.Join(err, release(cfg.Device))
-		}
-		return nil, err
+		return nil, errors.Join(err, p.giveBack())
 	}
 	p.rx[0] = newPacketRx(p)
 	return p, nil
+}
+
+// giveBack makes an uplink the host's again.
+func (p *Packet) giveBack() error {
+	if !p.cfg.Uplink {
+		return nil
+	}
+	return errors.Join(release(p.cfg.Device), p.disclaim())
+}
+
+// disclaim is for last: what another agent does to the device then isn't undone.
+func (p *Packet) disclaim() error {
+	if p.claim == nil {
+		return nil
+	}
+	return p.claim.Close()
 }
 
 // Name implements Port.
@@ -109,8 +130,17 @@ func (p *Packet) LastError() error {
 	return nil
 }
 
-// Gone says that the device was deleted, or moved to another namespace, under the port.
+// Device returns the device's name.
+func (p *Packet) Device() string { return p.cfg.Device }
+
+// Gone says that the device was deleted, or moved to another namespace, under the port; or that the port is
+// closed.
 func (p *Packet) Gone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return true
+	}
 	sa, err := unix.Getsockname(p.fd)
 	if err != nil {
 		return true
@@ -137,11 +167,7 @@ func (p *Packet) KernelDrops() (uint64, error) {
 // Close ends the port. An uplink is the host's again and stays up; the host end of a pair stays closed to
 // the host's stack, for the next agent.
 func (p *Packet) Close() error {
-	err := p.close()
-	if p.cfg.Uplink {
-		err = errors.Join(err, release(p.cfg.Device))
-	}
-	return err
+	return errors.Join(p.close(), p.giveBack())
 }
 
 func (p *Packet) close() error {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -185,7 +186,13 @@ func TestUplinkIsGivenBack(t *testing.T) {
 	defer sh(t, nil, "ip link del up0")
 	first, err := OpenPacket(PacketConfig{Device: "up0", PortName: "uplink", PortKind: "uplink", Uplink: true})
 	check(t, err)
-	check(t, first.close()) // all that the kernel does for a killed process
+	if _, err := OpenPacket(PacketConfig{Device: "up0", PortName: "other", Uplink: true}); err == nil || !strings.Contains(err.Error(), "another agent's") {
+		t.Errorf("a second port on it: %v", err)
+	}
+	if pruned, err := PruneGuards(); err != nil || len(pruned) > 0 || sh(t, nil, "nft list tables") == "" {
+		t.Errorf("a second agent's start took the guard away: %v, %v", pruned, err)
+	}
+	check(t, errors.Join(first.close(), first.disclaim())) // all that the kernel does for a killed process
 	p, err := OpenPacket(PacketConfig{Device: "up0", PortName: "uplink", PortKind: "uplink", Uplink: true})
 	check(t, err)
 	if out := sh(t, nil, "nft list tables"); out != "table netdev tapyard-up0\n" {
@@ -207,10 +214,39 @@ func TestPruneGuards(t *testing.T) {
 	sh(t, nil, "nft add table netdev mine; nft add table inet tapyard-x")
 	defer sh(t, nil, "nft flush ruleset")
 	sh(t, gone.ns, "ip link del eth0")
-	check(t, PruneGuards())
+	sh(t, nil, "ip link add up0 type veth peer name far0; ip link property add dev up0 altname uplink-of-the-lab")
+	defer sh(t, nil, "ip link del up0")
+	killed, err := OpenPacket(PacketConfig{Device: "uplink-of-the-lab", Uplink: true})
+	check(t, err)
+	check(t, errors.Join(killed.close(), killed.disclaim()))
+	if pruned, err := PruneGuards(); err != nil || !slices.Equal(pruned, []string{hostEnd(2), "up0"}) {
+		t.Errorf("pruned %v, %v; want those of a pod that has gone and of an uplink whose agent was killed", pruned, err)
+	}
 	if out := sh(t, nil, "nft list tables"); strings.Contains(out, hostEnd(2)) || !strings.Contains(out, "tapyard-"+hostEnd(1)) ||
 		!strings.Contains(out, "netdev mine") || !strings.Contains(out, "inet tapyard-x") {
 		t.Errorf("tables after the device of %s went: %s", hostEnd(2), out)
+	}
+}
+
+// Whoever flushes the ruleset opens no way past the switch for long.
+func TestRestoreGuards(t *testing.T) {
+	a, b := newVethPod(t, 1), newVethPod(t, 2)
+	before := sh(t, nil, "nft list ruleset")
+	ports := []*Packet{a.packet, b.packet}
+	if restored, err := RestoreGuards(ports); err != nil || len(restored) > 0 {
+		t.Errorf("while all is well: %v, %v", restored, err)
+	}
+	sh(t, nil, "nft flush ruleset")
+	if restored, err := RestoreGuards(ports); err != nil || !slices.Equal(restored, []string{hostEnd(1), hostEnd(2)}) {
+		t.Errorf("restored %v, %v", restored, err)
+	}
+	if after := sh(t, nil, "nft list ruleset"); after != before {
+		t.Errorf("restored\n%s\nwhich was\n%s", after, before)
+	}
+	sh(t, nil, "nft flush ruleset")
+	sh(t, b.ns, "ip link del eth0")
+	if restored, err := RestoreGuards(ports); err != nil || !slices.Equal(restored, []string{hostEnd(1)}) {
+		t.Errorf("with a device that is gone: restored %v, %v", restored, err)
 	}
 }
 
