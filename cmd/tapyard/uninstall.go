@@ -30,6 +30,8 @@ func uninstallCommand() *cobra.Command {
 
 Removed are
   - the nftables table inet tapyard, which masquerades what pods send beyond the cluster
+  - the nftables tables netdev tapyard-..., which keep the host off pods' veth pairs and uplinks, of
+    devices that no agent has any more
   - the device tapyard0, with the gateway addresses and the routes to the cluster
   - stateDir/tapyard.db, the records of attached pods, and the sockets and tombstones in runDir
   - the devices of pods that are still attached, but only with --pods

@@ -31,6 +31,9 @@ import (
 // egressTable is the node's only nftables table of ours; nothing in it outlives a SetEgress.
 var egressTable = &nftables.Table{Name: "tapyard", Family: nftables.TableFamilyINet}
 
+// egressChain is the only chain in it, with a rule for each family.
+const egressChain = "postrouting"
+
 // egressComment greets whoever lists the table; tables themselves can't be commented through this library.
 const egressComment = "managed by tapyard; changes are overwritten"
 
@@ -57,7 +60,7 @@ func SetEgress(cfg EgressConfig) error {
 	conn.AddTable(egressTable)
 	conn.DelTable(egressTable)
 	conn.AddTable(egressTable)
-	chain := conn.AddChain(&nftables.Chain{Name: "postrouting", Table: egressTable, Type: nftables.ChainTypeNAT,
+	chain := conn.AddChain(&nftables.Chain{Name: egressChain, Table: egressTable, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
 	for _, f := range families {
 		if err := f.add(conn, chain, cfg); err != nil {
@@ -68,6 +71,27 @@ func SetEgress(cfg EgressConfig) error {
 		return fmt.Errorf("set nftables table inet %s: %w", egressTable.Name, explain(err))
 	}
 	return nil
+}
+
+// RestoreEgress is a SetEgress in case another program has removed the table, its chain or its rules: 'nft flush
+// ruleset', with which other programs load theirs, removes everybody's. It says whether that was so.
+func RestoreEgress(cfg EgressConfig) (restored bool, err error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("nftables: %w", err)
+	}
+	rules, err := conn.GetRules(egressTable, &nftables.Chain{Name: egressChain}) // of a chain that isn't there: none
+	if err != nil {
+		return false, fmt.Errorf("list nftables table inet %s: %w", egressTable.Name, err)
+	}
+	want := 0
+	for _, f := range families {
+		want += min(1, len(f.of(cfg.PodSubnets)))
+	}
+	if len(rules) == want {
+		return false, nil
+	}
+	return true, SetEgress(cfg)
 }
 
 // roomForPeers lets a transaction be one message to the kernel, as it must be: a peer with an address of

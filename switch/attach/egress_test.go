@@ -399,6 +399,24 @@ table inet filter {
 			t.Errorf("after %q other tables are not as before:\n%s", meddling, got)
 		}
 	}
+	for meddling, missed := range map[string]bool{
+		"":                                     false,
+		"flush ruleset":                        true,
+		"flush chain inet tapyard postrouting": true,
+		"delete table inet tapyard; add table inet tapyard {}": true,
+	} {
+		nft(t, w.node, meddling)
+		w.node.Do(t, func() {
+			if restored, err := RestoreEgress(egress); err != nil || restored != missed {
+				t.Errorf("after %q: restored %t, %v", meddling, restored, err)
+			}
+		})
+		if got := output(t, w.node, "", "nft", "list", "table", "inet", "tapyard"); got != wantTable {
+			t.Errorf("after %q and RestoreEgress the table is\n%s\nwant\n%s", meddling, got, wantTable)
+		}
+	}
+	nft(t, w.node, "flush ruleset")
+	nft(t, w.node, others)
 	w.node.Do(t, func() {
 		for range 2 {
 			if err := RemoveEgress(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -31,7 +32,7 @@ type UninstallConfig struct {
 }
 
 // Uninstall removes what an agent that has ended left in the calling thread's network namespace and in
-// StateDir: the nftables table, tapyard0, the records and, if wanted, the devices of pods; else pods that
+// StateDir: the nftables tables, tapyard0, the records and, if wanted, the devices of pods; else pods that
 // are still attached are a StillAttached error. Before an error of that kind, or because an agent runs,
 // nothing is removed; after any other it may be repeated.
 func Uninstall(ctx context.Context, cfg UninstallConfig) error {
@@ -90,7 +91,7 @@ func (u *uninstall) remove(ctx context.Context) error {
 		}
 		errs = append(errs, u.removePods(ctx))
 	}
-	return errors.Join(append(errs, u.removeTable(), u.removeHost())...)
+	return errors.Join(append(errs, u.removeTable(), u.removeGuards(), u.removeHost())...)
 }
 
 // attached lists the pods that have their device, and those of which we can't tell.
@@ -110,7 +111,15 @@ func (u *uninstall) attached() (list StillAttached, err error) {
 }
 
 func describe(a Attachment) string {
-	return fmt.Sprintf("%s %v, %s in %s", a.Name, a.Addrs(), a.IfName, a.NetnsPath)
+	return fmt.Sprintf("%s %v, %s in %s", a.Name, a.Addrs(), a.IfName, plain(a.NetnsPath))
+}
+
+// plain quotes a path that would garble a terminal.
+func plain(path string) string {
+	if quoted := strconv.Quote(path); quoted != `"`+path+`"` {
+		return quoted
+	}
+	return path
 }
 
 func (u *uninstall) hasDevice(a Attachment) (bool, error) {
@@ -161,6 +170,15 @@ func (u *uninstall) removeTable() error {
 	removed, err := removeEgress()
 	if removed {
 		u.Removed("nftables table inet " + egressTable.Name)
+	}
+	return err
+}
+
+// removeGuards removes the tables that a kill left: those of other agents' uplinks and pods stay.
+func (u *uninstall) removeGuards() error {
+	pruned, err := port.PruneGuards()
+	for _, device := range pruned {
+		u.Removed("nftables table netdev " + port.GuardName(device))
 	}
 	return err
 }

@@ -26,8 +26,11 @@ const guardPrefix = "tapyard-"
 const podChain, uplinkChain = "ingress", "uplink"
 
 func guardOf(device string) *nftables.Table {
-	return &nftables.Table{Family: nftables.TableFamilyNetdev, Name: guardPrefix + device}
+	return &nftables.Table{Family: nftables.TableFamilyNetdev, Name: GuardName(device)}
 }
+
+// GuardName returns the name of the nftables table, of family netdev, that keeps the host off a device.
+func GuardName(device string) string { return guardPrefix + device }
 
 // isolate keeps the host's stack off the device, and replaces what a predecessor left there. It outlives us:
 // while no agent runs, a pod must not reach the host past the switch.
@@ -76,7 +79,7 @@ func release(device string) error {
 		err = c.Flush()
 	}
 	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("give device %s back to the host ('nft delete table netdev %s%s'): %w", device, guardPrefix, device, err)
+		return fmt.Errorf("give device %s back to the host ('nft delete table netdev %s'): %w", device, GuardName(device), err)
 	}
 	return nil
 }
