@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -78,6 +79,7 @@ type agent struct {
 	pods       *attach.Manager
 	peers      *static.File
 	mtu        atomic.Int64   // of pods, now
+	egress     sync.Mutex     // one change of the masquerading at a time
 	hup        chan os.Signal // reload the peers file; in mode l2 nobody listens
 	ready      bool
 	closers    []func() error
@@ -114,6 +116,10 @@ func (a *agent) start(ctx context.Context) error {
 	if a.node.Networks, err = control.LocalNetworks(attach.HostDevice); err != nil {
 		return err
 	}
+	// Before anything on the node is touched: the records exclude a second agent that is started by mistake.
+	if err := a.openPods(); err != nil {
+		return err
+	}
 	if a.sw, err = vswitch.New(vswitch.Config{Workers: a.cfg.workers(), Log: a.log,
 		Ageing: time.Duration(a.cfg.Ageing) * time.Second}); err != nil {
 		return err
@@ -148,7 +154,7 @@ func (a *agent) start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := a.restorePods(ctx); err != nil {
+	if err := a.pods.Restore(ctx); err != nil {
 		return err
 	}
 	a.sw.Start()
@@ -190,18 +196,20 @@ func (a *agent) overlayMTU() (pods, tunnel int, err error) {
 
 // link attaches the host and the tunnel, and makes the gateway known to pods.
 func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
-	if a.cfg.Masquerade {
-		if err := attach.EnableForwarding(a.cfg.PodSubnets, a.log); err != nil {
-			return links, err
-		}
-	} else if err := attach.RemoveEgress(); err != nil { // of a start with it
-		return links, err
-	}
 	a.host, err = attach.OpenHost(attach.HostConfig{Subnets: a.cfg.PodSubnets, RouterMAC: a.node.RouterMAC, MTU: a.node.MTU})
 	if err != nil {
 		return links, err
 	}
 	a.closers = append(a.closers, a.host.TAP.Close)
+	// tapyard0 is ours, so the node is: an agent with another stateDir has ended above.
+	if a.cfg.Masquerade {
+		err = attach.EnableForwarding(a.cfg.PodSubnets, a.log)
+	} else {
+		err = attach.RemoveEgress() // of a start with it
+	}
+	if err != nil {
+		return links, err
+	}
 	a.vteps = new(encap.VTEPTable)
 	links.HostMAC, links.VTEPs = a.host.MAC, a.vteps
 	if links.Host, err = a.sw.Attach(a.host.TAP, vswitch.PortConfig{Role: vswitch.RoleHost, VNI: a.cfg.VNI}); err != nil {
@@ -248,25 +256,17 @@ func (a *agent) apply(s control.State) error {
 	if !a.cfg.Masquerade {
 		return nil
 	}
-	nodes := slices.Clone(a.cfg.Underlay)
-	for _, p := range s.Peers {
-		nodes = append(nodes, p.Underlay...)
-	}
-	return attach.SetEgress(attach.EgressConfig{PodSubnets: a.cfg.PodSubnets, ClusterCIDRs: s.ClusterCIDRs, Nodes: nodes})
+	return a.setEgress()
 }
 
-func (a *agent) restorePods(ctx context.Context) (err error) {
+func (a *agent) openPods() (err error) {
 	a.pods, err = attach.Open(attach.Config{
 		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
 		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(), Log: a.log,
-		Publish:  a.controller.AddPod,
-		Withdraw: a.controller.RemovePod,
+		Publish:  func(at attach.Attachment, p port.Port) error { return a.controller.AddPod(at, p) },
+		Withdraw: func(ctx context.Context, at attach.Attachment) error { return a.controller.RemovePod(ctx, at) },
 	})
-	if err != nil {
-		return err
-	}
-	a.closers = append(a.closers, a.pods.Close)
-	return a.pods.Restore(ctx)
+	return err
 }
 
 func (a *agent) networks() (networks []attach.Network) {
@@ -296,7 +296,7 @@ func (a *agent) serve(ctx context.Context) error {
 	servers = append(servers, func(ctx context.Context) error {
 		a.pods.Sweep(ctx)
 		return nil
-	})
+	}, a.watchRules)
 	if a.cfg.Mode == modeRouted {
 		servers = append(servers, a.watchPeers, a.watchUnderlay)
 	}
@@ -393,11 +393,15 @@ func (a *agent) stopSwitch() error {
 	return nil
 }
 
-// close closes in the order of start: the switch, which stops touching its ports, then the ports.
+// close closes in the order of start: the switch, which stops touching its ports, then the ports; and last what
+// keeps another agent off.
 func (a *agent) close() error {
 	var errs []error
 	for _, f := range a.closers {
 		errs = append(errs, f())
+	}
+	if a.pods != nil {
+		errs = append(errs, a.pods.Close())
 	}
 	return errors.Join(errs...)
 }

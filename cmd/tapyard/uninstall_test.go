@@ -28,11 +28,11 @@ func install(t *testing.T) *installed {
 	n := &installed{cli: build(t), node: nstest.New(t), pod: nstest.New(t)}
 	n.config, n.stateDir, n.runDir = filepath.Join(n.dir, "tapyard.yaml"), filepath.Join(n.dir, "state"), filepath.Join(n.dir, "run")
 	text := "name: n1\npodSubnets: [10.244.1.0/24, 'fd00:10:244:1::/64']\nunderlay: [192.168.1.11]\n" +
-		"peersFile: " + filepath.Join(n.dir, "peers.yaml") + "\nrunDir: " + n.runDir + "\nstateDir: " + n.stateDir + "\n"
+		"networks: [{name: blue, vni: 7, l2: local, uplink: eth1}]\npeersFile: " + filepath.Join(n.dir, "peers.yaml") + "\nrunDir: " + n.runDir + "\nstateDir: " + n.stateDir + "\n"
 	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.onNode("", "ip", "address", "add", "192.168.1.11/24", "dev", "lo")
+	n.onNode("", "sh", "-ec", "ip address add 192.168.1.11/24 dev lo; ip link add eth1 type veth peer name far1; ip link set eth1 up; ip link set far1 up")
 	return n
 }
 
@@ -146,6 +146,7 @@ func TestUninstall(t *testing.T) {
 	want := []string{"removed device of pod default/web [10.244.1.3 fd00:10:244:1::3], eth0 in " + n.pod.Path(),
 		"removed records of attached pods " + filepath.Join(n.stateDir, "tapyard.db"),
 		"removed nftables table inet tapyard",
+		"removed nftables table netdev tapyard-eth1",
 		"removed device tapyard0 with its addresses and routes",
 		"removed " + filepath.Join(n.runDir, "admin.sock")}
 	for _, line := range want {

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"tapyard/switch/attach"
+	"tapyard/switch/port"
+)
+
+// setEgress masquerades as the state in force wants it.
+func (a *agent) setEgress() error {
+	a.egress.Lock()
+	defer a.egress.Unlock()
+	return attach.SetEgress(a.egressConfig())
+}
+
+func (a *agent) egressConfig() attach.EgressConfig {
+	s := a.controller.State()
+	nodes := slices.Clone(a.cfg.Underlay)
+	for _, p := range s.Peers {
+		nodes = append(nodes, p.Underlay...)
+	}
+	return attach.EgressConfig{PodSubnets: a.cfg.PodSubnets, ClusterCIDRs: s.ClusterCIDRs, Nodes: nodes}
+}
+
+// rulesInterval is how long pods can be without what the agent has in nftables, when another program flushes
+// the ruleset. A look costs three questions to the kernel, less than a millisecond.
+const rulesInterval = 30 * time.Second
+
+// watchRules restores what other programs remove.
+func (a *agent) watchRules(ctx context.Context) error {
+	tick := time.NewTicker(rulesInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			a.restoreRules()
+		}
+	}
+}
+
+func (a *agent) restoreRules() {
+	const hint = "another program has removed it, perhaps by 'nft flush ruleset'; have that one flush its own tables only"
+	if restored, err := a.restoreEgress(); err != nil {
+		a.log.Error("check the masquerading", "error", err)
+	} else if restored {
+		a.log.Warn("masquerading restored", "why", hint)
+	}
+	restored, err := a.restoreGuards()
+	if err != nil {
+		a.log.Error("check the guards of devices", "error", err)
+	}
+	if len(restored) > 0 {
+		a.log.Warn("guards restored, without which the host's stack sees what arrives at the devices", "devices", restored, "why", hint)
+	}
+}
+
+func (a *agent) restoreEgress() (restored bool, err error) {
+	if a.host == nil || !a.cfg.Masquerade {
+		return false, nil
+	}
+	a.egress.Lock()
+	defer a.egress.Unlock()
+	return attach.RestoreEgress(a.egressConfig())
+}
+
+func (a *agent) restoreGuards() (devices []string, err error) {
+	var ports []*port.Packet
+	for _, v := range a.sw.Ports() {
+		if p, ok := v.Port.(*port.Packet); ok {
+			ports = append(ports, p)
+		}
+	}
+	if len(ports) == 0 {
+		return nil, nil // nor need the kernel have nftables
+	}
+	return port.RestoreGuards(ports)
+}
