@@ -99,10 +99,10 @@ func (s *slowWorker) note(e event) {
 func (s *slowWorker) noteStation(e event) {
 	switch outcome, was := s.sw.fdb.Learn(s.now, e.vni, e.mac, e.dest); outcome {
 	case fdb.Moved:
-		s.sw.log.Debug("station moved", "mac", e.mac, "vni", e.vni, "from", s.nameOf(was.Port), "to", e.in.port.Name())
+		s.sw.log.Debug("station moved", "mac", e.mac, "vni", e.vni, "from", s.sw.nameOf(was.Port), "to", e.in.port.Name())
 	case fdb.Froze:
 		s.sw.log.Warn("a station keeps moving between two ports: a loop, or two stations with one MAC; it stays where it is for now",
-			"mac", e.mac, "vni", e.vni, "from", s.nameOf(was.Port), "to", e.in.port.Name(), "for", fdb.FreezeTime)
+			"mac", e.mac, "vni", e.vni, "from", s.sw.nameOf(was.Port), "to", e.in.port.Name(), "for", fdb.FreezeTime)
 	}
 }
 
@@ -118,17 +118,5 @@ func (s *slowWorker) noteClaim(e event) {
 	}
 	e.in.claimed = s.now
 	s.sw.log.Warn("a pod claims another one's address; its frames are dropped (spoofed_arp, spoofed_nd, spoofed_ip)",
-		"pod", e.in.port.Name(), "address", e.claimed, "owner", s.nameOf(owner.Port))
-}
-
-// nameOf returns the name of a port, for logs.
-func (s *slowWorker) nameOf(id port.ID) string {
-	ps := s.sw.snapshot.Load().port(id)
-	switch {
-	case id == port.Local:
-		return "the switch"
-	case ps == nil:
-		return "a port that is gone"
-	}
-	return ps.port.Name()
+		"pod", e.in.port.Name(), "address", e.claimed, "owner", s.sw.nameOf(owner.Port))
 }

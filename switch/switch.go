@@ -348,10 +348,11 @@ func (sw *Switch) release(hops []fib.NextHop) {
 	sw.domain.Reclaim()
 }
 
-// AddStation makes a station known: its MAC and addresses, static, behind the port.
+// AddStation makes a station known: its MAC and addresses, static, behind the port. What is another one's
+// already is refused with the names of both ports, and fdb.ErrConflict or neigh.ErrConflict.
 func (sw *Switch) AddStation(vni uint32, id port.ID, mac wire.MAC, addrs []netip.Addr) error {
 	if err := sw.fdb.Insert(vni, mac, port.Dest{Port: id}); err != nil {
-		return err
+		return sw.nameBoth(id, err)
 	}
 	if err := sw.AddNeighbors(vni, id, mac, addrs); err != nil {
 		return err
@@ -366,14 +367,37 @@ func (sw *Switch) AddStation(vni uint32, id port.ID, mac wire.MAC, addrs []netip
 }
 
 // AddNeighbors has the switch answer ARP and neighbour solicitations for the addresses with mac, except
-// to the port that they are behind.
+// to the port that they are behind. Errors are AddStation's.
 func (sw *Switch) AddNeighbors(vni uint32, id port.ID, mac wire.MAC, addrs []netip.Addr) error {
 	for _, a := range addrs {
 		if err := sw.neighbors.Insert(vni, a, neigh.Neighbor{MAC: mac, Port: id}); err != nil {
-			return err
+			return sw.nameBoth(id, err)
 		}
 	}
 	return nil
+}
+
+// nameBoth says whose a MAC or an address is already; the tables know ports by number.
+func (sw *Switch) nameBoth(claimant port.ID, err error) error {
+	if c := (*fdb.ConflictError)(nil); errors.As(err, &c) {
+		return fmt.Errorf("MAC %s of %s: it is that of %s already, in VNI %d: %w", c.MAC, sw.nameOf(claimant), sw.nameOf(c.Owner.Port), c.VNI, fdb.ErrConflict)
+	}
+	if c := (*neigh.ConflictError)(nil); errors.As(err, &c) {
+		return fmt.Errorf("address %s of %s: it is that of %s already, in VNI %d: %w", c.Addr, sw.nameOf(claimant), sw.nameOf(c.Owner.Port), c.VNI, neigh.ErrConflict)
+	}
+	return fmt.Errorf("%s: %w", sw.nameOf(claimant), err)
+}
+
+// nameOf returns the name of a port, for messages.
+func (sw *Switch) nameOf(id port.ID) string {
+	ps := sw.snapshot.Load().port(id)
+	switch {
+	case id == port.Local:
+		return "the switch"
+	case ps == nil:
+		return "a port that is gone"
+	}
+	return ps.port.Name()
 }
 
 // ForgetPeer removes what was learned behind a peer of a tunnel.

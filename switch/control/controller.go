@@ -243,7 +243,7 @@ func (c *Controller) AddPod(a attach.Attachment, p port.Port) (err error) {
 		}
 	}()
 	if err := c.sw.AddStation(a.VNI, id, a.MAC, addrs); err != nil {
-		return fmt.Errorf("pod %s: %w", a.Name, err)
+		return err
 	}
 	return c.admit(pod{id: id, a: a})
 }

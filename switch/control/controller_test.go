@@ -1,9 +1,11 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,7 +13,10 @@ import (
 	"tapyard/encap"
 	vswitch "tapyard/switch"
 	"tapyard/switch/attach"
+	"tapyard/switch/fdb"
 	"tapyard/switch/frame"
+	"tapyard/switch/neigh"
+	"tapyard/switch/port"
 	"tapyard/switch/port/porttest"
 	"tapyard/switch/wire"
 )
@@ -120,6 +125,32 @@ func mtuTo(sw *vswitch.Switch, addr string) int {
 		}
 	}
 	return 0
+}
+
+// What another pod has is refused with both names, and nothing of the second pod stays.
+func TestSecondClaimNamesBothPods(t *testing.T) {
+	c, sw := newController(t)
+	if err := c.AddPod(podOf("ns/p1", "10.244.1.3", 1450), porttest.New("ns/p1", 0)); err != nil {
+		t.Fatal(err)
+	}
+	sameMAC, sameAddr := podOf("ns/q1", "10.244.1.4", 1450), podOf("ns/p2", "10.244.1.3", 1450)
+	gateway := podOf("ns/p3", "10.244.1.1", 1450)
+	if err := sw.AddNeighbors(1, port.Local, c.node.RouterMAC, addrs("10.244.1.1")); err != nil {
+		t.Fatal(err)
+	}
+	for want, a := range map[string]attach.Attachment{
+		"MAC 0a:00:00:00:00:31 of ns/q1: it is that of ns/p1 already, in VNI 1": sameMAC,
+		"address 10.244.1.3 of ns/p2: it is that of ns/p1 already, in VNI 1":    sameAddr,
+		"address 10.244.1.1 of ns/p3: it is that of the switch already":         gateway,
+	} {
+		err := c.AddPod(a, porttest.New(a.Name, 0))
+		if err == nil || !strings.HasPrefix(err.Error(), want) || !errors.Is(err, fdb.ErrConflict) && !errors.Is(err, neigh.ErrConflict) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+	if n, ports := len(sw.FDB()), len(sw.Ports()); n != 1 || ports != 4 || mtuTo(sw, "10.244.1.3") != 1450 {
+		t.Errorf("%d MACs behind %d ports, want the first pod's behind 4", n, ports)
+	}
 }
 
 // An ADD has asked for the MTU, then the underlay's changes, and only then the pod is published: nothing would
