@@ -131,3 +131,19 @@ func testPortOutlivesWithdraw(t *testing.T, portType string) {
 	n.del(t, reqFor(ns, "c1"))
 	n.assertNothing(t, ns)
 }
+
+// Between the sweep's look at a pod that has gone and its DEL, the runtime makes the attachment anew.
+func TestSweepSparesTheNextPod(t *testing.T) {
+	n := newNode(t, nil)
+	var gone entry
+	t.Run("gone", func(t *testing.T) {
+		n.add(t, nstest.New(t), "c1")
+		gone = n.snapshot()[0]
+	})
+	n.del(t, Request{ContainerID: "c1", IfName: "eth0", NetnsFD: -1})
+	ns := nstest.New(t)
+	n.add(t, ns, "c1")
+	if err := n.sweepOne(t.Context(), gone.a.Key()); err != nil || len(n.List()) != 1 {
+		t.Errorf("after the sweep: %v, %v", n.listed(), err)
+	}
+}

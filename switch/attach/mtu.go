@@ -191,7 +191,8 @@ func (m *Manager) setPodMTU(key string, mtu int) error {
 }
 
 // resize sets the MTU of the attachment's device, which is link in the pod, and of its other end, and records
-// it: last, so that a record never says what the device hasn't.
+// it: last, so that a record never says what the device hasn't. A record that says so is left alone: at a start,
+// writing each costs an fsync while pods wait.
 func (m *Manager) resize(p *pod, link netlink.Link, a Attachment, mtu int) (Attachment, error) {
 	if a.PortType == Veth {
 		host, err := hostEnd(a.Key())
@@ -204,6 +205,9 @@ func (m *Manager) resize(p *pod, link netlink.Link, a Attachment, mtu int) (Atta
 	}
 	if err := p.LinkSetMTU(link, mtu); err != nil {
 		return a, err
+	}
+	if a.MTU == mtu {
+		return a, nil
 	}
 	a.MTU = mtu
 	return a, m.store.put(a)

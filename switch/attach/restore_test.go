@@ -289,3 +289,24 @@ func assertNoRecords(t *testing.T, dir string) {
 		t.Errorf("records %v, unreadable %v, %v", records, unreadable, err)
 	}
 }
+
+// A start where nothing has changed writes nothing: each record would cost an fsync, all of them before the first
+// frame is forwarded.
+func TestRestoreWritesNothing(t *testing.T) { bothTypes(t, testRestoreWritesNothing) }
+
+func testRestoreWritesNothing(t *testing.T, portType string) {
+	n, ns := newNode(t, ofType(portType)), nstest.New(t)
+	n.add(t, ns, "c1")
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	clear(n.ports)
+	n.open(t)
+	before := n.store.db.Stats()
+	if err := n.Restore(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := n.store.db.Stats(); after.TxStats.GetWrite() != before.TxStats.GetWrite() || len(n.List()) != 1 {
+		t.Errorf("%d writes, %d pods", after.TxStats.GetWrite()-before.TxStats.GetWrite(), len(n.List()))
+	}
+}

@@ -29,14 +29,27 @@ func (m *Manager) Sweep(ctx context.Context) {
 
 func (m *Manager) sweep(ctx context.Context) {
 	for _, e := range m.snapshot() {
-		if e.dev == nil || !e.dev.Gone() && m.hasNetns(e.a) {
+		if !m.vanished(e) {
 			continue
 		}
-		m.cfg.Log.Warn("a pod vanished without a DEL; detaching it", "port", e.a.Name, "attachment", e.a.Key())
-		if err := m.Del(ctx, Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1}); err != nil {
+		if err := m.sweepOne(ctx, e.a.Key()); err != nil {
 			m.cfg.Log.Error("detach a pod that vanished", "port", e.a.Name, "error", err)
 		}
 	}
+}
+
+func (m *Manager) vanished(e entry) bool { return e.dev != nil && (e.dev.Gone() || !m.hasNetns(e.a)) }
+
+// sweepOne looks again while nobody else works on the attachment: a DEL and an ADD of the same key may have come
+// since it was listed, and its descriptor may have been another's.
+func (m *Manager) sweepOne(ctx context.Context, key string) error {
+	defer m.locks.lock(key)()
+	e, known := m.get(key)
+	if !known || !m.vanished(e) {
+		return nil
+	}
+	m.cfg.Log.Warn("a pod vanished without a DEL; detaching it", "port", e.a.Name, "attachment", key)
+	return m.del(context.WithoutCancel(ctx), Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1})
 }
 
 // hasNetns says whether the namespace is still where it was, or can't be looked at just now. A path in
