@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tapyard/cniplugin/ipam"
 	"tapyard/encap"
 	vswitch "tapyard/switch"
 	"tapyard/switch/attach"
@@ -186,6 +187,9 @@ func readConfig(path string, named bool) (config, error) {
 	return c, nil
 }
 
+// maxMTU is the kernel's for TAPs: 65,535 bytes less the Ethernet header (drivers/net/tun.c).
+const maxMTU = 65535 - 14
+
 // check returns everything that is wrong with the configuration.
 func (c *config) check() error {
 	var errs []error
@@ -202,8 +206,8 @@ func (c *config) check() error {
 	if c.Workers < 0 || c.Workers > vswitch.MaxWorkers {
 		bad("workers %d: 0 (one per core, at most 4) to %d", c.Workers, vswitch.MaxWorkers)
 	}
-	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
-		bad("mtu %d: 0 (follow the underlay) or 1280 (the least for IPv6) to 65535", c.MTU)
+	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > maxMTU) {
+		bad("mtu %d: 0 (follow the underlay) or 1280 (the least for IPv6) to %d (a TAP's most)", c.MTU, maxMTU)
 	}
 	if max := len("/run/netns") * 9; len(filepath.Join(c.RunDir, "admin.sock")) > max {
 		bad("runDir %s: too long for a unix socket's path", c.RunDir)
@@ -246,8 +250,10 @@ func (c *config) checkNetworks() (errs []error) {
 		bad := func(format string, args ...any) {
 			errs = append(errs, fmt.Errorf("configuration: networks[%d] %q: "+format, append([]any{i, n.Name}, args...)...))
 		}
-		if n.Name == "" || names[n.Name] {
-			bad("a network needs a name of its own; conflists select it by \"network\"")
+		if n.Name == "" {
+			bad("a network needs a name; conflists select it by \"network\"")
+		} else if names[n.Name] {
+			bad("another network has this name; conflists select by it with \"network\"")
 		}
 		if other := vnis[n.VNI]; other != "" {
 			bad("vni %d is that of %s already", n.VNI, other)
@@ -272,8 +278,17 @@ func (c *config) checkNetworks() (errs []error) {
 func (c *config) checkNetworkSubnets(n *networkConfig) (errs []error) {
 	if n.L2 == l2Stretched && len(n.Ranges) != len(n.Subnets) {
 		errs = append(errs, errors.New("ranges: one per subnet: what this node gives out of a segment that the peers share"))
+	} else if n.Ranges != nil && len(n.Ranges) != len(n.Subnets) {
+		errs = append(errs, fmt.Errorf("ranges: %d for %d subnets: one per subnet, in their order, or none", len(n.Ranges), len(n.Subnets)))
+	} else {
+		errs = append(errs, c.checkRanges(n)...)
 	}
+	families := map[bool]netip.Prefix{}
 	for _, s := range n.Subnets {
+		if other, twice := families[s.Addr().Is4()]; twice {
+			errs = append(errs, fmt.Errorf("subnets %s and %s are of one family; a network has one of each", other, s))
+		}
+		families[s.Addr().Is4()] = s
 		for _, p := range c.PodSubnets {
 			if s.Overlaps(p) {
 				errs = append(errs, fmt.Errorf("subnet %s overlaps podSubnets %s", s, p))
@@ -284,6 +299,26 @@ func (c *config) checkNetworkSubnets(n *networkConfig) (errs []error) {
 				if other := &c.Networks[i]; other != n && s.Overlaps(o) {
 					errs = append(errs, fmt.Errorf("subnet %s overlaps %s of network %q", s, o, other.Name))
 				}
+			}
+		}
+	}
+	return errs
+}
+
+// checkRanges checks what this node gives out of a network's subnets: pods, and not its own addresses, which a
+// LAN behind an uplink may have as well.
+func (c *config) checkRanges(n *networkConfig) (errs []error) {
+	for i, s := range n.Subnets {
+		part := s
+		if n.Ranges != nil {
+			part = n.Ranges[i]
+		}
+		if _, err := ipam.NewRange(s, part); err != nil {
+			errs = append(errs, err)
+		}
+		for _, a := range c.Underlay {
+			if part.Contains(a) {
+				errs = append(errs, fmt.Errorf("ranges: %s holds this node's own address %s, which pods must not get; give out another part of subnet %s", part, a, s))
 			}
 		}
 	}
@@ -335,6 +370,9 @@ func (c *config) node(mtu int) control.Node {
 	for _, net := range c.Networks {
 		if net.L2 == l2Stretched {
 			n.Stretched = append(n.Stretched, net.VNI)
+		}
+		for _, s := range net.Subnets {
+			n.Segments = append(n.Segments, control.Segment{Network: net.Name, Prefix: s})
 		}
 	}
 	return n

@@ -22,6 +22,7 @@ func TestBadConfigurationStopsTheStart(t *testing.T) {
 		"vni 16777216":                 func(c *config) { c.VNI = 1 << 24 },
 		"workers 65":                   func(c *config) { c.Workers = 65 },
 		"mtu 576":                      func(c *config) { c.MTU = 576 },
+		"mtu 65535":                    func(c *config) { c.MTU = 65535 }, // the kernel refuses more than 65521
 		`mode "bridge"`:                func(c *config) { c.Mode = "bridge" },
 		"gives out no addresses":       func(c *config) { c.Mode = modeL2 },
 		"podSubnets is empty":          func(c *config) { c.PodSubnets = nil },
@@ -37,6 +38,40 @@ func TestBadConfigurationStopsTheStart(t *testing.T) {
 		change(&c)
 		if err := c.check(); err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("error %v, want one that names %q", err, part)
+		}
+	}
+}
+
+// What of a further network can't be served is said before anything is touched.
+func TestBadNetworksStopTheStart(t *testing.T) {
+	prefixes := func(text ...string) (list []netip.Prefix) {
+		for _, p := range text {
+			list = append(list, netip.MustParsePrefix(p))
+		}
+		return list
+	}
+	good := networkConfig{Name: "blue", VNI: 200, L2: l2Stretched, Subnets: prefixes("10.9.0.0/24"), Ranges: prefixes("10.9.0.64/26")}
+	for want, networks := range map[string][]networkConfig{
+		"": {good, {Name: "lab", VNI: 201, L2: l2Local, Uplink: "eth1", Subnets: prefixes("192.168.1.0/24"), Ranges: prefixes("192.168.1.128/25")}},
+		`networks[1] "blue": another network has this name`:                                          {good, {Name: "blue", VNI: 201, L2: l2Local}},
+		`networks[0] "": a network needs a name`:                                                     {{VNI: 201, L2: l2Local}},
+		`vni 200 is that of network blue already`:                                                    {good, {Name: "red", VNI: 200, L2: l2Local}},
+		`vni 1 is that of the node's own network`:                                                    {{Name: "red", VNI: 1, L2: l2Local}},
+		`l2 "": local, or stretched`:                                                                 {{Name: "red", VNI: 201}},
+		`uplink eth1 is that of network red already`:                                                 {{Name: "red", VNI: 201, L2: l2Local, Uplink: "eth1"}, {Name: "lab", VNI: 202, L2: l2Local, Uplink: "eth1"}},
+		`ranges: one per subnet`:                                                                     {{Name: "red", VNI: 201, L2: l2Stretched, Subnets: prefixes("10.8.0.0/24")}},
+		`ranges: 2 for 1 subnets`:                                                                    {{Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("10.8.0.0/24"), Ranges: prefixes("10.8.0.0/25", "10.8.0.128/25")}},
+		`range 10.7.0.0/25: want a prefix without host bits inside of subnet 10.8.0.0/24`:            {{Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("10.8.0.0/24"), Ranges: prefixes("10.7.0.0/25")}},
+		`pod subnet 10.8.0.1/24 has host bits`:                                                       {{Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("10.8.0.1/24")}},
+		`subnets 10.8.0.0/24 and 10.7.0.0/24 are of one family`:                                      {{Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("10.8.0.0/24", "10.7.0.0/24")}},
+		`subnet 10.244.1.0/25 overlaps podSubnets 10.244.1.0/24`:                                     {{Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("10.244.1.0/25")}},
+		`subnet 10.9.0.0/16 overlaps 10.9.0.0/24 of network "blue"`:                                  {good, {Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("10.9.0.0/16")}},
+		`ranges: 192.168.1.0/24 holds this node's own address 192.168.1.11, which pods must not get`: {{Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("192.168.1.0/24")}},
+	} {
+		c := config{Name: "n1", PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, RunDir: "/run/tapyard", Networks: networks,
+			PodSubnets: prefixes("10.244.1.0/24"), Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
+		if err := c.check(); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("error %v, want one with %q", err, want)
 		}
 	}
 }

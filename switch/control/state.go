@@ -55,7 +55,14 @@ type Node struct {
 	Stretched  []uint32       // VNIs of the networks that are one segment with the peers'
 	Guard      bool           // pods may only send from what they were given
 	BUM        int            // broadcast, unknown-destination and multicast frames a second that a port may send
+	Segments   []Segment      // addresses of the further networks, which must not be those of the cluster's pods
 	Networks   []LocalNetwork // that pods' addresses must not overlap; see LocalNetworks
+}
+
+// Segment is a subnet of one of the node's further networks.
+type Segment struct {
+	Network string
+	Prefix  netip.Prefix
 }
 
 // LocalNetwork is the network of an address that an interface of this node has.

@@ -54,6 +54,11 @@ func TestAWrongStateIsRefusedWithBothNames(t *testing.T) {
 		}
 		return n
 	}
+	with := func(subnet string) *Node { // the LAN behind eth0, too, which an uplink into it may stretch to pods
+		n := on("192.168.1.0/24")
+		n.Segments = []Segment{{"blue", netip.MustParsePrefix(subnet)}}
+		return n
+	}
 	derived2, derived1 := wire.RouterMAC("n2").String(), wire.RouterMAC("n1").String()
 	for name, c := range map[string]struct {
 		state *State
@@ -129,6 +134,14 @@ func TestAWrongStateIsRefusedWithBothNames(t *testing.T) {
 			"node n2: pod subnet 10.244.2.0/24 covers 10.244.2.0/25, the network of this node's interface eth0; pods need addresses of their own"},
 		"loopback for pods": {&State{ClusterCIDRs: prefixes("10.244.0.0/16", "fd00:10:244::/48", "127.9.0.0/16")}, nil,
 			"clusterCIDRs: 127.9.0.0/16 lies inside of 127.0.0.0/8, which no router forwards to; pods need addresses of their own"},
+
+		"a network's subnet in clusterCIDRs": {cluster(n2), with("10.244.2.128/25"),
+			"network blue of this node: subnet 10.244.2.128/25 overlaps pod subnet 10.244.2.0/24 of n2; a pod in both could not tell them apart"},
+		"a network's subnet among future pods": {cluster(n2), with("10.244.9.0/24"),
+			"network blue of this node: subnet 10.244.9.0/24 overlaps clusterCIDRs 10.244.0.0/16; a pod in both could not tell them apart"},
+		"a network's subnet around clusterCIDRs": {cluster(n2), with("10.0.0.0/8"),
+			"network blue of this node: subnet 10.0.0.0/8 overlaps clusterCIDRs 10.244.0.0/16; a pod in both could not tell them apart"},
+		"a network's subnet with nodes in it": {cluster(n2), with("192.168.1.0/24"), ""},
 
 		"everything is reported": {cluster(peer("a", "fd00::3"), peer("b", "fd00::4")), nil,
 			"peer a: no underlay address of the tunnels' family (this node's is 192.168.1.11)\npeer b: no underlay address of the tunnels' family (this node's is 192.168.1.11)"},

@@ -52,6 +52,9 @@ func (v *validator) checkNode() {
 	for _, a := range n.Underlay {
 		v.checkUnderlay(v.thisNode(), a)
 	}
+	for _, s := range n.Segments {
+		v.claim(claimSegment, s.Network, s.Prefix)
+	}
 	for _, l := range n.Networks {
 		v.claim(claimNetwork, "the network of this node's interface "+l.Device, l.Prefix)
 	}
@@ -191,6 +194,7 @@ type claimKind uint8
 const (
 	claimCIDR     claimKind = iota // of the cluster's pods
 	claimNetwork                   // of hosts, or of nobody
+	claimSegment                   // of a further network: hosts may be in it, but no pod of the cluster
 	claimSubnet                    // of one node's pods
 	claimUnderlay                  // one node's address
 )
@@ -233,7 +237,7 @@ func (v *validator) checkNesting(open []claim, c claim) {
 		v.bad("node %s: pod subnet %s lies outside of clusterCIDRs %v; they hold the pod subnets of all nodes", c.owner, c.prefix, v.state.ClusterCIDRs)
 	}
 	for _, o := range slices.Backward(open) {
-		if o.kind == claimNetwork && c.kind == claimSubnet && inCluster {
+		if (o.kind == claimNetwork || o.kind == claimSegment) && c.kind == claimSubnet && inCluster {
 			continue
 		}
 		if text := conflict(o, c); text != "" {
@@ -255,6 +259,14 @@ func conflict(outer, inner claim) string {
 		return fmt.Sprintf("clusterCIDRs: %s covers %s, %s; pods need addresses of their own", outer.prefix, inner.prefix, inner.owner)
 	case [2]claimKind{claimNetwork, claimCIDR}:
 		return fmt.Sprintf("clusterCIDRs: %s lies inside of %s, %s; pods need addresses of their own", inner.prefix, outer.prefix, outer.owner)
+	case [2]claimKind{claimCIDR, claimSegment}:
+		return segmentConflict(inner, "clusterCIDRs "+outer.prefix.String())
+	case [2]claimKind{claimSegment, claimCIDR}:
+		return segmentConflict(outer, "clusterCIDRs "+inner.prefix.String())
+	case [2]claimKind{claimSubnet, claimSegment}:
+		return segmentConflict(inner, "pod subnet "+outer.prefix.String()+" of "+outer.owner)
+	case [2]claimKind{claimSegment, claimSubnet}:
+		return segmentConflict(outer, "pod subnet "+inner.prefix.String()+" of "+inner.owner)
 	case [2]claimKind{claimCIDR, claimUnderlay}:
 		return fmt.Sprintf("node %s: underlay %s lies inside of clusterCIDRs %s, which is the pods'", inner.owner, inner.prefix.Addr(), outer.prefix)
 	case [2]claimKind{claimSubnet, claimSubnet}:
@@ -267,4 +279,8 @@ func conflict(outer, inner claim) string {
 		return fmt.Sprintf("node %s: underlay %s lies inside of pod subnet %s of %s", inner.owner, inner.prefix.Addr(), outer.prefix, outer.owner)
 	}
 	return ""
+}
+
+func segmentConflict(segment claim, other string) string {
+	return fmt.Sprintf("network %s of this node: subnet %s overlaps %s; a pod in both could not tell them apart", segment.owner, segment.prefix, other)
 }
