@@ -36,17 +36,34 @@ func agentCommand() *cobra.Command {
 		Use:   "agent",
 		Short: "Run the switch of this node",
 		Long: `Run the switch of this node until SIGTERM. It needs root (CAP_NET_ADMIN and CAP_NET_RAW), a
-configuration (` + defaultConfig + `, every key is also a flag) and, in mode routed, a peers file:
+configuration (` + defaultConfig + `; every key but networks is also a flag) and, in mode routed, a
+peers file:
 
   # ` + defaultConfig + `: keys in camel case, so --run-dir is runDir; --pod-subnet is podSubnets
   name: n1
   podSubnets: [10.244.1.0/24, "fd00:10:244:1::/64"]
   underlay: [192.168.1.11]
+  # All that follows may be left out; these are the defaults, except for networks, of which there are none.
+  portType: tap       # or veth: a pair per pod, whose host end is read by AF_PACKET; pods that are there keep theirs
+  sourceGuard: true   # a pod may send from its own MAC and addresses only
+  masquerade: true    # what pods send beyond the cluster leaves with the node's address (nftables)
+  ageing: 300         # seconds after which a silent MAC is forgotten; 0: never
+  bumLimit: 1000      # broadcast, unknown-destination and multicast frames a second and port; 0: no limit
+  networks:           # further L2 segments, which "network": "blue" in a conflist selects
+  - name: blue
+    vni: 200
+    l2: stretched     # one segment with the peers that have the same VNI; or local, of this node
+    subnets: [10.9.0.0/24]
+    ranges: [10.9.0.64/26]  # of subnets: what this node gives out; each node its own
+  - {name: lan, vni: 201, l2: local, uplink: eth1}  # pods on the LAN behind eth1, with addresses of their own
 
   # /etc/tapyard/peers.yaml
   clusterCIDRs: [10.244.0.0/16, "fd00:10:244::/48"]
   peers:
   - {name: n2, underlay: 192.168.1.12, podSubnets: [10.244.2.0/24, "fd00:10:244:2::/64"]}
+
+An uplink is an interface that the host doesn't use: without addresses, and while the agent runs the host
+sees nothing of what arrives there. In mode l2 the node's one segment has it: 'mode: l2' and 'uplink: eth1'.
 
 The peers file is read again when it changes, and on SIGHUP; a wrong one is refused as a whole and the
 old state keeps forwarding. Pods stay attached when the agent stops; the next start finds them.`,

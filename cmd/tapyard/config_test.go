@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"tapyard/switch/attach"
+	"tapyard/switch/control/static"
 )
 
 func TestBadConfigurationStopsTheStart(t *testing.T) {
@@ -72,6 +73,40 @@ func TestBadNetworksStopTheStart(t *testing.T) {
 			PodSubnets: prefixes("10.244.1.0/24"), Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
 		if err := c.check(); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("error %v, want one with %q", err, want)
+		}
+	}
+}
+
+// What --help teaches works as it stands, and names every key that isn't about files, sizes or one segment.
+func TestHelpIsRight(t *testing.T) {
+	cmd := agentCommand()
+	_, examples, _ := strings.Cut(cmd.Long, "\n  # "+defaultConfig)
+	node, peers, ok := strings.Cut(examples, "\n  # /etc/tapyard/peers.yaml\n")
+	peers, _, _ = strings.Cut(peers, "\n\n")
+	if !ok {
+		t.Fatal("the examples are not where they were")
+	}
+	c, before := defaults(), defaults()
+	if err := static.Decode([]byte("#"+strings.ReplaceAll(node, "\n  ", "\n")), &c); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.check(); err != nil {
+		t.Error(err)
+	}
+	if c.PortType != before.PortType || c.SourceGuard != before.SourceGuard || c.Masquerade != before.Masquerade || c.Ageing != before.Ageing || c.BUMLimit != before.BUMLimit {
+		t.Errorf("the values said to be the defaults: %+v, and those that are: %+v", c, before)
+	}
+	state, err := static.Parse([]byte(strings.ReplaceAll("\n"+peers, "\n  ", "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := c.node(1450)
+	if err := state.Validate(&n); err != nil {
+		t.Error(err)
+	}
+	for _, key := range []string{"portType", "sourceGuard", "masquerade", "ageing", "bumLimit", "networks", "uplink"} {
+		if !strings.Contains(cmd.Long, key+":") {
+			t.Errorf("--help doesn't show %s", key)
 		}
 	}
 }
