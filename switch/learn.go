@@ -6,6 +6,7 @@ import (
 	"tapyard/switch/drop"
 	"tapyard/switch/fdb"
 	"tapyard/switch/frame"
+	"tapyard/switch/neigh"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
@@ -32,13 +33,8 @@ type learnCache struct {
 func (w *worker) admit(f *frame.Frame, p *wire.Parsed, net *network) drop.Reason {
 	switch w.in.role {
 	case RoleAccess:
-		if g := w.in.guard; g != nil {
-			if reason, claimed := g.check(f.Bytes(), p); reason != drop.None {
-				if claimed.IsValid() {
-					w.tell(event{in: w.in, vni: f.VNI, claimed: claimed})
-				}
-				return reason
-			}
+		if reason := w.admitClaim(f, p); reason != drop.None {
+			return reason
 		}
 		if p.TCPFlags&(wire.TCPSyn|wire.TCPAck) == wire.TCPSyn && !w.in.limits[w.id].syn.take(w.now, f.Wire()) {
 			return drop.SYNLimit
@@ -49,8 +45,41 @@ func (w *worker) admit(f *frame.Frame, p *wire.Parsed, net *network) drop.Reason
 		if net.routes() && src == net.RouterMAC || net.Stretched && !w.learn(f, f.Peer) {
 			return drop.Looped
 		}
+		return w.admitClaim(f, p)
 	}
 	return drop.None
+}
+
+// admitClaim holds the frame against what the port was given; or, if nobody knows what the stations behind it
+// have, against what others have. Whoever claims another one's address is reported.
+func (w *worker) admitClaim(f *frame.Frame, p *wire.Parsed) (reason drop.Reason) {
+	var claimed netip.Addr
+	if g := w.in.guard; g != nil {
+		reason, claimed = g.check(f.Bytes(), p)
+	} else if p.Kind == wire.KindARP || p.ND {
+		reason, claimed = w.contest(f, p)
+	}
+	if claimed.IsValid() {
+		w.tell(event{in: w.in, vni: f.VNI, claimed: claimed})
+	}
+	return reason
+}
+
+// contest refuses to let a port speak for an address that is known to be behind another (RFC 5227 section 2.4:
+// the first one defends it). Probes go on, to be answered.
+func (w *worker) contest(f *frame.Frame, p *wire.Parsed) (drop.Reason, netip.Addr) {
+	c, finding := neigh.ReadClaim(f.Bytes(), p)
+	if finding != neigh.Claimed || c.Probe {
+		return drop.None, netip.Addr{}
+	}
+	owner, known := w.sw.neighbors.Lookup(f.VNI, c.Addr)
+	switch {
+	case !known || owner.Port == w.in.id:
+		return drop.None, netip.Addr{}
+	case p.ND:
+		return drop.SpoofedND, c.Addr
+	}
+	return drop.SpoofedARP, c.Addr
 }
 
 // learn asks the slow worker to learn the frame's source when the FDB doesn't have it there. It returns
@@ -117,6 +146,6 @@ func (s *slowWorker) noteClaim(e event) {
 		return
 	}
 	e.in.claimed = s.now
-	s.sw.log.Warn("a pod claims another one's address; its frames are dropped (spoofed_arp, spoofed_nd, spoofed_ip)",
-		"pod", e.in.port.Name(), "address", e.claimed, "owner", s.sw.nameOf(owner.Port))
+	s.sw.log.Warn("a second station claims an address; its frames are dropped (spoofed_arp, spoofed_nd, spoofed_ip)",
+		"address", e.claimed, "owner", s.sw.nameOf(owner.Port), "claimed by", e.in.port.Name())
 }

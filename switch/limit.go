@@ -60,7 +60,7 @@ type limits struct {
 	peers  map[uint32]*bucket // bum, by peer, of a tunnel: one peer's flood must not use up another's share
 }
 
-// An access port whose frames are mostly dropped is read no further for the rest of a window: what it sends
+// A pod's port whose frames are mostly dropped is read no further for the rest of a window: what it sends
 // then dies in its device's ring, in its own time instead of ours. 64 drops a millisecond cost 5 % of a core.
 const (
 	pauseWindow = int64(time.Millisecond)

@@ -64,8 +64,11 @@ type PortConfig struct {
 	VNI  uint32 // of an access or host port; a tunnel's frames bring their own
 	// Guard, of an access port, drops whatever the station was not given (RFC 2827). Nil lets everything in.
 	Guard *Station
+	// Segment says that many stations are behind an access port that nobody was given, as with an uplink: it
+	// may learn them all, and isn't read less because some of them misbehave.
+	Segment bool
 	// BUM is how many broadcast, unknown-destination and multicast frames the port, or each peer behind a
-	// tunnel, may send in a second; 0 is no limit.
+	// tunnel, may send in a second, to each worker that receives from it; 0 is no limit.
 	BUM int
 	SYN int // TCP connections that an access port may open in a second; 0 is no limit
 }
@@ -83,6 +86,7 @@ type portState struct {
 	tx     []port.TxQueue // by worker, the slow worker last
 	stats  []port.Stats   // likewise
 	guard  *guard         // nil lets everything in
+	single bool           // one station is behind the port
 	limits []limits       // by worker
 	quota  puntQuota
 

@@ -3,6 +3,7 @@ package vswitch
 import (
 	"bytes"
 	"encoding/binary"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -417,6 +418,51 @@ func TestLearnedStationsAge(t *testing.T) {
 		r.sw.fdb.Expire(clock.Add(c.after).UnixNano())
 		if _, known := r.sw.fdb.Lookup(testVNI, stranger); known != c.known {
 			t.Errorf("known after %v: %v", c.after, known)
+		}
+	}
+}
+
+// Whoever has no guard, and whoever is behind a tunnel, may not speak for a pod of this node either; a probe for
+// its address is answered or goes on, so that whoever asks finds the duplicate.
+func TestASecondClaimIsRefused(t *testing.T) {
+	for name, at := range map[string]func(*rig, *porttest.Port) *porttest.Port{
+		"an unguarded pod": func(_ *rig, podY *porttest.Port) *porttest.Port { return podY },
+		"a peer":           func(r *rig, _ *porttest.Port) *porttest.Port { return r.tunnel },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, podX, podY := stretched(t)
+			macX, second := wire.MAC{10, 0, 0, 0, 2, 1}, wire.MAC{10, 0, 0, 0, 3, 1}
+			x4, x6 := ip("10.50.0.5"), ip("fd00:50::5")
+			var log bytes.Buffer
+			r.sw.log = slog.New(slog.NewTextHandler(&log, nil))
+			r.must(r.sw.AddStation(200, r.ids[podX], macX, []netip.Addr{x4, x6}))
+			in := at(r, podY)
+			advert := &layers.ICMPv6NeighborAdvertisement{Flags: 0x20, TargetAddress: x6.AsSlice(), Options: linkLayer(layers.ICMPv6OptTargetAddress, macC)}
+			r.run(in, from(7, arp(t, second, second, 2, x4, x4)), from(7, arp(t, second, second, 1, x4, x4)), from(7, nd(t, x6, "ff02::1", advert, 136)))
+			if got := r.drops(in); got["spoofed_arp"] != 2 || got["spoofed_nd"] != 1 || len(podX.Sent()) != 0 {
+				t.Errorf("drops %v, and %d frames reached the owner", got, len(podX.Sent()))
+			}
+			if text := log.String(); !strings.Contains(text, "owner=x ") || !strings.Contains(text, "=\""+in.Name()+"\"") && !strings.Contains(text, "="+in.Name()) {
+				t.Errorf("the log names not both: %s", text)
+			}
+			r.run(in, from(7, arp(t, second, second, 1, ip("0.0.0.0"), x4)))
+			if len(podX.Sent())+len(in.Sent()) == 0 {
+				t.Error("a probe was neither answered nor passed on")
+			}
+		})
+	}
+}
+
+// A segment behind an uplink is not read less because of one station in it.
+func TestASegmentIsNotPaused(t *testing.T) {
+	for _, segment := range []bool{false, true} {
+		r := newRig(t, port.CapsAll)
+		p := porttest.New("eth1", port.CapsAll)
+		r.attach(p, PortConfig{Role: RoleAccess, VNI: testVNI, Segment: segment})
+		bad := plain(packet(t, ethernet(macC, macB, layers.EthernetTypeDot1Q), &layers.Dot1Q{VLANIdentifier: 5, Type: layers.EthernetTypeIPv4}, gopacket.Payload("x")))
+		r.run(p, slices.Repeat([]porttest.Frame{bad}, 2*frame.BurstSize)...)
+		if paused := len(r.sw.workers[0].paused) > 0; paused == segment {
+			t.Errorf("segment %v: paused %v", segment, paused)
 		}
 	}
 }

@@ -26,8 +26,8 @@ const (
 	// maxLearned bounds learning: 8,192 stations are a large L2 segment, and about 1 MiB.
 	maxLearned = 8192
 	// maxLearnedPerPort is one pod's share: one that runs virtual machines or a bridge of its own has some
-	// dozens of stations behind it. Uplinks and tunnels have no share, for they lead to segments.
-	maxLearnedPerPort = 256
+	// dozens of stations behind it. segmentLearned is that of an uplink, and of each peer.
+	maxLearnedPerPort, segmentLearned = 256, 2048
 	// DefaultAgeing is how long a station is remembered that sends nothing (IEEE 802.1Q section 8.8.3).
 	DefaultAgeing = 300 * time.Second
 )
@@ -190,8 +190,10 @@ func (sw *Switch) newPortState(id port.ID, p port.Port, cfg PortConfig) *portSta
 		stats: make([]port.Stats, len(sw.workers)+1), limits: make([]limits, len(sw.workers)+1),
 		errors: newBucket(transitErrors), tooBig: newBucket(transitErrors)}
 	punts := transitPunts
-	if cfg.Role == RoleAccess {
+	if ps.single = cfg.Role == RoleAccess && !cfg.Segment; ps.single {
 		punts, ps.errors = accessPunts, newBucket(icmpErrors)
+	} else {
+		sw.fdb.SetPortLimit(id, segmentLearned)
 	}
 	for w := range ps.stats {
 		ps.limits[w] = limits{bum: newBucket(cfg.BUM), syn: newBucket(cfg.SYN), punt: newBucket(punts)}
@@ -402,9 +404,6 @@ func (sw *Switch) nameOf(id port.ID) string {
 
 // ForgetPeer removes what was learned behind a peer of a tunnel.
 func (sw *Switch) ForgetPeer(tunnel port.ID, peer uint32) { sw.fdb.DeletePeer(tunnel, peer) }
-
-// LearnFreely lifts a pod's limit on learned stations from a port that leads to a whole segment.
-func (sw *Switch) LearnFreely(id port.ID) { sw.fdb.SetPortLimit(id, maxLearned) }
 
 // Stop ends the workers when they have finished their bursts, then the slow worker when its queue is
 // empty. It returns the ledger, which balances unless the switch has a bug. Ports stay open.

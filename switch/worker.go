@@ -83,7 +83,7 @@ func (w *worker) pass(ev unix.EpollEvent) (more bool) {
 	w.lookup()
 	w.act()
 	w.send()
-	if w.in.role == RoleAccess && w.in.limits[w.id].recent.add(w.now, w.burst.Len(), w.dropped) {
+	if w.in.single && w.in.limits[w.id].recent.add(w.now, w.burst.Len(), w.dropped) {
 		w.pause(ev, more)
 		return false
 	}

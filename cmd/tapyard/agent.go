@@ -189,12 +189,8 @@ func (a *agent) join(uplink string, vni uint32) error {
 	}
 	a.closers = append(a.closers, p.Close)
 	// A whole segment's stations share this port, so it has their number and ten times a pod's floods.
-	id, err := a.sw.Attach(p, vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: vni, BUM: 10 * a.cfg.BUMLimit})
-	if err != nil {
-		return err
-	}
-	a.sw.LearnFreely(id)
-	return nil
+	_, err = a.sw.Attach(p, vswitch.PortConfig{Role: vswitch.RoleAccess, Segment: true, VNI: vni, BUM: 10 * a.cfg.BUMLimit})
+	return err
 }
 
 // overlayMTU returns the MTU of pods, which is the configured one or what the underlay leaves, and that of
@@ -241,7 +237,6 @@ func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 	if links.Tunnel, err = a.sw.Attach(tunnel, vswitch.PortConfig{Role: vswitch.RoleTunnel, BUM: a.cfg.BUMLimit}); err != nil {
 		return links, err
 	}
-	a.sw.LearnFreely(links.Tunnel)
 	own := append(append([]netip.Addr(nil), network.Gateways...), network.Locals...)
 	return links, a.sw.AddNeighbors(a.cfg.VNI, port.Local, a.node.RouterMAC, own)
 }

@@ -24,7 +24,7 @@ import (
 type Config struct {
 	// MaxLearned is how many learned entries there may be in all, at least 1.
 	MaxLearned int
-	// MaxLearnedPerPort is the same behind one port, all its peers together, at least 1. SetPortLimit makes
+	// MaxLearnedPerPort is the same behind one port, or each peer of a tunnel, at least 1. SetPortLimit makes
 	// exceptions.
 	MaxLearnedPerPort int
 	// Ageing is how long a learned entry stays after its station's last frame; 0 is for ever. IEEE 802.1Q table
@@ -53,7 +53,7 @@ type Table struct {
 
 	mu         sync.Mutex // held by the one writer
 	learned    int        // entries that are not static
-	learnedBy  map[port.ID]int
+	learnedBy  map[port.Dest]int
 	portLimits map[port.ID]int
 }
 
@@ -61,12 +61,12 @@ type Table struct {
 func New(cfg Config) *Table {
 	return &Table{
 		entries: cowmap.New[key, record](cfg.MaxLearned), cfg: cfg,
-		learnedBy: map[port.ID]int{}, portLimits: map[port.ID]int{},
+		learnedBy: map[port.Dest]int{}, portLimits: map[port.ID]int{},
 	}
 }
 
-// SetPortLimit has the port learn up to limit MACs, at least 0, instead of Config.MaxLearnedPerPort, until
-// DeletePort. What it has learned already stays.
+// SetPortLimit has the port, or each peer behind it, learn up to limit MACs, at least 0, instead of
+// Config.MaxLearnedPerPort, until DeletePort. What it has learned already stays.
 func (t *Table) SetPortLimit(id port.ID, limit int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -147,10 +147,10 @@ func (t *Table) deleteFunc(del func(port.Dest) bool) int {
 	})
 }
 
-// count notes a learned entry behind the port.
-func (t *Table) count(id port.ID) {
+// count notes a learned entry behind the destination.
+func (t *Table) count(d port.Dest) {
 	t.learned++
-	t.learnedBy[id]++
+	t.learnedBy[d]++
 }
 
 // discount notes that the entry goes, or moves, if it is a learned one.
@@ -159,8 +159,8 @@ func (t *Table) discount(r record) {
 		return
 	}
 	t.learned--
-	if t.learnedBy[r.dest.Port]--; t.learnedBy[r.dest.Port] == 0 {
-		delete(t.learnedBy, r.dest.Port)
+	if t.learnedBy[r.dest]--; t.learnedBy[r.dest] == 0 {
+		delete(t.learnedBy, r.dest)
 	}
 }
 

@@ -119,7 +119,7 @@ func TestMoveAwayFromFullPort(t *testing.T) {
 	}{
 		{1, crowded, Added}, {2, crowded, RefusedPortFull}, {3, roomy, Added}, {3, crowded, RefusedPortFull},
 		{1, roomy, Moved}, {2, crowded, Added}, {2, roomy, RefusedPortFull},
-		{1, port.Dest{Port: 2, Peer: 7}, Moved}, // behind the same port: it takes no more room
+		{1, port.Dest{Port: 2, Peer: 7}, Moved}, {2, roomy, Moved}, // a peer has a share of its own
 	} {
 		if o, _ := table.Learn(0, 1, station(c.station), c.at); o != c.want {
 			t.Errorf("station %d at %v: %v, want %v", c.station, c.at, o, c.want)
@@ -257,7 +257,8 @@ func TestReadersAmongWriters(t *testing.T) {
 func TestSeenAmongExpiries(t *testing.T) {
 	table := New(Config{MaxLearned: 8, MaxLearnedPerPort: 8, Ageing: 5 * time.Second})
 	talker, d := station(1), port.Dest{Port: 1}
-	var clock, heard atomic.Int64
+	var clock atomic.Int64
+	var heard [2]atomic.Int64
 	table.Learn(0, 1, talker, d)
 	stop := make(chan struct{})
 	var others sync.WaitGroup
@@ -274,17 +275,16 @@ func TestSeenAmongExpiries(t *testing.T) {
 				if s := table.Seen(now, 1, talker, d); s != Known {
 					t.Errorf("the talking station is %v at %d", s, now)
 				}
-				if w == 0 {
-					heard.Store(now)
-				} else {
+				if w == 1 {
 					table.Learn(now, 1, station(2+i%20), port.Dest{Port: port.ID(2 + i%3)})
 				}
+				heard[w].Store(now)
 			}
 		})
 	}
 	removed := 0
 	for range scaled(2_000) {
-		for now := clock.Add(second); heard.Load() != now; {
+		for now := clock.Add(second); heard[0].Load() != now || heard[1].Load() != now; {
 			runtime.Gosched()
 		}
 		removed += table.Expire(clock.Load())

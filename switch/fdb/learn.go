@@ -94,13 +94,13 @@ func (t *Table) Learn(now int64, vni uint32, mac wire.MAC, d port.Dest) (o Outco
 }
 
 func (t *Table) add(now int64, k key, d port.Dest) Outcome {
-	if t.portFull(d.Port) {
+	if t.full(d) {
 		return RefusedPortFull
 	}
 	if t.learned >= t.cfg.MaxLearned {
 		return RefusedFull
 	}
-	t.count(d.Port)
+	t.count(d)
 	t.entries.Store(k, record{d, newLife(now, &never)})
 	return Added
 }
@@ -116,12 +116,12 @@ func (t *Table) move(now int64, k key, r record, d port.Dest) Outcome {
 		return RefusedStatic
 	case r.life.moves.frozen(now):
 		return RefusedFlapping
-	case r.dest.Port != d.Port && t.portFull(d.Port):
+	case t.full(d):
 		return RefusedPortFull
 	}
 	moves := r.life.moves.with(now)
 	t.discount(r)
-	t.count(d.Port)
+	t.count(d)
 	t.entries.Store(k, record{d, newLife(now, moves)})
 	if moves.frozen(now) {
 		return Froze
@@ -129,10 +129,10 @@ func (t *Table) move(now int64, k key, r record, d port.Dest) Outcome {
 	return Moved
 }
 
-func (t *Table) portFull(id port.ID) bool {
-	limit, own := t.portLimits[id]
+func (t *Table) full(d port.Dest) bool {
+	limit, own := t.portLimits[d.Port]
 	if !own {
 		limit = t.cfg.MaxLearnedPerPort
 	}
-	return t.learnedBy[id] >= limit
+	return t.learnedBy[d] >= limit
 }

@@ -42,21 +42,21 @@ func (m *model) remove(drop func(modelEntry) bool) int {
 	return before - len(m.entries)
 }
 
-func (m *model) learned(of func(port.ID) bool) (n int) {
+func (m *model) learned(of func(port.Dest) bool) (n int) {
 	for _, e := range m.entries {
-		if !e.Static && of(e.Dest.Port) {
+		if !e.Static && of(e.Dest) {
 			n++
 		}
 	}
 	return n
 }
 
-func (m *model) portFull(id port.ID) bool {
-	limit, own := m.limits[id]
+func (m *model) full(d port.Dest) bool {
+	limit, own := m.limits[d.Port]
 	if !own {
 		limit = m.cfg.MaxLearnedPerPort
 	}
-	return m.learned(func(other port.ID) bool { return other == id }) >= limit
+	return m.learned(func(other port.Dest) bool { return other == d }) >= limit
 }
 
 // frozen: the clock may have been set back to before the freeze.
@@ -102,9 +102,9 @@ func (m *model) learn(now int64, vni uint32, mac wire.MAC, d port.Dest) (o Outco
 		return RefusedStatic, was
 	case e != nil && e.frozen(now):
 		return RefusedFlapping, was
-	case (e == nil || e.Dest.Port != d.Port) && m.portFull(d.Port):
+	case m.full(d):
 		return RefusedPortFull, was
-	case e == nil && m.learned(func(port.ID) bool { return true }) >= m.cfg.MaxLearned:
+	case e == nil && m.learned(func(port.Dest) bool { return true }) >= m.cfg.MaxLearned:
 		return RefusedFull, was
 	case e == nil:
 		m.entries = append(m.entries, modelEntry{Entry: Entry{VNI: vni, MAC: mac, Dest: d, LastSeen: now}})
