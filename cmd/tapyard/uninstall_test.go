@@ -32,7 +32,8 @@ func install(t *testing.T) *installed {
 	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.onNode("", "sh", "-ec", "ip address add 192.168.1.11/24 dev lo; ip link add eth1 type veth peer name far1; ip link set eth1 up; ip link set far1 up")
+	n.onNode("", "sh", "-ec", "ip address add 192.168.1.11/24 dev lo; ip link add eth1 type veth peer name far1; "+
+		"for d in eth1 far1; do echo 1 >/proc/sys/net/ipv6/conf/$d/disable_ipv6; ip link set $d up; done") // or the kernel's own IPv6 routes come and go
 	return n
 }
 
