@@ -183,7 +183,8 @@ func (l *Lab) sweep() error {
 		errs = append(errs, labRemoveNetns(name))
 	}
 	if l.MadeNetns {
-		_ = os.Remove(netnsDir) // others may use it by now
+		_ = unix.Unmount(netnsDir, 0) // others may use it by now
+		_ = os.Remove(netnsDir)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err // the description stays for another try

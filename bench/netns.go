@@ -54,8 +54,25 @@ func inNetns(name string, f func() error) error {
 	})
 }
 
+// shareNetnsDir makes the folder of named namespaces a mount point, as ip-netns(8) wants it, and does itself when
+// it is none: what was mounted in the folder before would be hidden below, and could not be removed any more.
+func shareNetnsDir() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	err := unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if !errors.Is(err, unix.EINVAL) { // EINVAL: not a mount point
+		return err
+	}
+	return errors.Join(unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""),
+		unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, ""))
+}
+
 // makeNetns makes a named namespace with lo up.
 func makeNetns(name string) error {
+	if err := shareNetnsDir(); err != nil {
+		return fmt.Errorf("prepare %s: %w", netnsDir, err)
+	}
 	err := onNetnsThread(func() error {
 		ns, err := netns.NewNamed(name)
 		if err != nil {

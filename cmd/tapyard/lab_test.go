@@ -453,3 +453,15 @@ func extendedError(t *testing.T, oob []byte, v4 bool) icmpError {
 	t.Fatal("an error without its cause")
 	return icmpError{}
 }
+
+// The first 'ip netns add' of a machine mounts the folder of namespaces over itself. On one where that comes after
+// 'lab up', 'lab down' removes the lab as well.
+func TestLabBesideTheFirstNamespace(t *testing.T) {
+	c := build(t)
+	out, err := exec.Command("unshare", "--mount", "--net", "sh", "-ec", `mount -t tmpfs none /run; ip link set lo up
+		`+c.dir+`/tapyard lab up --nodes 1 --pods 1; ip netns add stranger; `+c.dir+`/tapyard lab down
+		[ "$(ls /run/netns)" = stranger ]; ip netns delete stranger`).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
