@@ -22,11 +22,11 @@ func (a *agent) egressConfig() attach.EgressConfig {
 	for _, p := range s.Peers {
 		nodes = append(nodes, p.Underlay...)
 	}
-	return attach.EgressConfig{PodSubnets: a.cfg.PodSubnets, ClusterCIDRs: s.ClusterCIDRs, Nodes: nodes}
+	return attach.EgressConfig{PodSubnets: a.cfg.PodSubnets, ClusterCIDRs: s.ClusterCIDRs, Nodes: nodes, TunnelPort: a.cfg.Port}
 }
 
 // rulesInterval is how long pods can be without what the agent has in nftables, when another program flushes
-// the ruleset. A look costs three questions to the kernel, less than a millisecond.
+// the ruleset. A look costs four questions to the kernel, less than a millisecond.
 const rulesInterval = 30 * time.Second
 
 // watchRules restores what other programs remove.

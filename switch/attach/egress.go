@@ -2,6 +2,7 @@ package attach
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -20,33 +21,49 @@ import (
 //
 //	set pods4   { type ipv4_addr; flags interval; elements = { 10.244.1.0/24 } }
 //	set direct4 { type ipv4_addr; flags interval; elements = { 10.244.0.0/16, 192.168.1.11, 192.168.1.12, 224.0.0.0/4 } }
+//	chain forward {
+//		type filter hook forward priority filter; policy accept;
+//		ip saddr @pods4 udp dport 4789 counter packets 0 bytes 0 drop
+//	}
 //	chain postrouting {
 //		type nat hook postrouting priority srcnat; policy accept;
 //		ip saddr @pods4 ip daddr != @direct4 oifname != "tapyard0" masquerade fully-random
 //	}
 //
-// Only packets that the kernel routes come by here: from a pod to this node is delivered locally, and to a
-// pod or another node it goes through the switch's tunnel.
+// The first rule is because of the second: a pod's datagram to the tunnel port of a node that isn't among our
+// peers, say of another cluster, would arrive there with this node's address, which that node may know as a
+// peer's; it would take what the pod wrote for a frame from our overlay. NAT looks at the first packet of a
+// connection only, this rule at each; fragments are whole again by then, since NAT has them reassembled.
+//
+// Only packets that the kernel routes come by here: from a pod to this node is delivered locally, to a pod or
+// another node it goes through the switch's tunnel, and the tunnel's own datagrams are output, not forwarded.
 
 // egressTable is the node's only nftables table of ours; nothing in it outlives a SetEgress.
 var egressTable = &nftables.Table{Name: "tapyard", Family: nftables.TableFamilyINet}
 
-// egressChain is the only chain in it, with a rule for each family.
-const egressChain = "postrouting"
+// Its chains have a rule for each family.
+var (
+	forwardChain = &nftables.Chain{Name: "forward", Table: egressTable, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter}
+	postroutingChain = &nftables.Chain{Name: "postrouting", Table: egressTable, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource}
+	egressChains = []*nftables.Chain{forwardChain, postroutingChain}
+)
 
 // egressComment greets whoever lists the table; tables themselves can't be commented through this library.
 const egressComment = "managed by tapyard; changes are overwritten"
 
-// EgressConfig says what is masqueraded.
+// EgressConfig says what is masqueraded, and what is dropped lest it be.
 type EgressConfig struct {
 	PodSubnets   []netip.Prefix // this node's: the sources. A family without one has no rule
 	ClusterCIDRs []netip.Prefix // all pods: never masqueraded towards them
 	Nodes        []netip.Addr   // underlay addresses of this node and of all peers: neither towards them
+	TunnelPort   uint16         // UDP port of the nodes' tunnels, 1 to 65535: what pods send to it is dropped
 }
 
 // SetEgress makes the nftables table `inet tapyard` what the configuration asks for, in one transaction and
 // whatever it was before. Connections that are established keep their translation; other tables are not
-// touched. It acts in the network namespace of the calling thread.
+// touched. The drops counted so far are lost. It acts in the network namespace of the calling thread.
 func SetEgress(cfg EgressConfig) error {
 	conn, err := nftables.New(nftables.WithSockOptions(roomForPeers))
 	if err != nil {
@@ -60,10 +77,11 @@ func SetEgress(cfg EgressConfig) error {
 	conn.AddTable(egressTable)
 	conn.DelTable(egressTable)
 	conn.AddTable(egressTable)
-	chain := conn.AddChain(&nftables.Chain{Name: egressChain, Table: egressTable, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
+	for _, c := range egressChains {
+		conn.AddChain(c)
+	}
 	for _, f := range families {
-		if err := f.add(conn, chain, cfg); err != nil {
+		if err := f.add(conn, cfg); err != nil {
 			return fmt.Errorf("set nftables table inet %s: %w", egressTable.Name, err)
 		}
 	}
@@ -73,25 +91,27 @@ func SetEgress(cfg EgressConfig) error {
 	return nil
 }
 
-// RestoreEgress is a SetEgress in case another program has removed the table, its chain or its rules: 'nft flush
-// ruleset', with which other programs load theirs, removes everybody's. It says whether that was so.
+// RestoreEgress is a SetEgress in case another program has removed the table, one of its chains or rules: 'nft
+// flush ruleset', with which other programs load theirs, removes everybody's. It says whether that was so.
 func RestoreEgress(cfg EgressConfig) (restored bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("nftables: %w", err)
 	}
-	rules, err := conn.GetRules(egressTable, &nftables.Chain{Name: egressChain}) // of a chain that isn't there: none
-	if err != nil {
-		return false, fmt.Errorf("list nftables table inet %s: %w", egressTable.Name, err)
-	}
 	want := 0
 	for _, f := range families {
 		want += min(1, len(f.of(cfg.PodSubnets)))
 	}
-	if len(rules) == want {
-		return false, nil
+	for _, c := range egressChains {
+		rules, err := conn.GetRules(egressTable, c) // of a chain that isn't there: none
+		if err != nil {
+			return false, fmt.Errorf("list nftables table inet %s: %w", egressTable.Name, err)
+		}
+		if len(rules) != want {
+			return true, SetEgress(cfg)
+		}
 	}
-	return true, SetEgress(cfg)
+	return false, nil
 }
 
 // roomForPeers lets a transaction be one message to the kernel, as it must be: a peer with an address of
@@ -127,7 +147,7 @@ func removeEgress() (removed bool, err error) {
 }
 
 // errNoNAT is the kernel's, which may have been built without.
-var errNoNAT = errors.New("this kernel has no nftables NAT (CONFIG_NF_TABLES_INET, NFT_NAT, NFT_MASQ, since Linux 5.2): " +
+var errNoNAT = errors.New("this kernel has no nftables NAT (since Linux 5.2: CONFIG_NF_TABLES_INET, NFT_NAT, NFT_MASQ; NFT_COUNTER until 5.16): " +
 	"load the modules nft_chain_nat and nft_masq, or set 'masquerade: false' and have somebody else translate what pods send beyond the cluster")
 
 // probe asks for the table because a batch for a kernel without nf_tables is answered by fewer messages
@@ -179,8 +199,8 @@ func (f family) of(prefixes []netip.Prefix) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return p.Addr().Is4() != f.multicast.Addr().Is4() })
 }
 
-// add appends the family's sets and rule to the transaction.
-func (f family) add(conn *nftables.Conn, chain *nftables.Chain, cfg EgressConfig) error {
+// add appends the family's sets and rules to the transaction.
+func (f family) add(conn *nftables.Conn, cfg EgressConfig) error {
 	subnets := f.of(cfg.PodSubnets)
 	if len(subnets) == 0 {
 		return nil
@@ -197,9 +217,14 @@ func (f family) add(conn *nftables.Conn, chain *nftables.Chain, cfg EgressConfig
 	if err != nil {
 		return err
 	}
-	conn.AddRule(&nftables.Rule{Table: egressTable, Chain: chain, Exprs: f.rule(pods, kept),
-		UserData: userdata.AppendString(nil, userdata.TypeComment, egressComment)})
+	addRule(conn, forwardChain, f.dropTunnels(pods, cfg.TunnelPort))
+	addRule(conn, postroutingChain, f.masquerade(pods, kept))
 	return nil
+}
+
+func addRule(conn *nftables.Conn, chain *nftables.Chain, exprs []expr.Any) {
+	conn.AddRule(&nftables.Rule{Table: egressTable, Chain: chain, Exprs: exprs,
+		UserData: userdata.AppendString(nil, userdata.TypeComment, egressComment)})
 }
 
 // setChunk is how many prefixes go into one message: the kernel's attributes have 16-bit lengths, and a
@@ -254,24 +279,43 @@ func behind(p netip.Prefix) netip.Addr {
 	return a.Next()
 }
 
-// rule matches what comes from pods, or from the gateway address, and leaves the cluster. The port is
-// random: by default the kernel keeps it, or takes the next that no entry has yet, so that two pods which
-// ask the same server at the same moment are given one port, and the packet whose entry comes second is
-// dropped (insert_failed in /proc/net/stat/nf_conntrack).
-func (f family) rule(pods, direct *nftables.Set) []expr.Any {
-	length := f.address.Bytes
+// fromPods matches the family's packets with a pod's source address, or the gateway's.
+func (f family) fromPods(pods *nftables.Set) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.nfproto}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: length},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.address.Bytes},
 		&expr.Lookup{SourceRegister: 1, SetName: pods.Name, SetID: pods.ID},
+	}
+}
+
+// dropTunnels matches what would pass for a tunnel's datagram once it's masqueraded. It drops instead of
+// rejecting, as tunnels do with what comes from a stranger.
+func (f family) dropTunnels(pods *nftables.Set, port uint16) []expr.Any {
+	return append(f.fromPods(pods),
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, // behind IPv6's extension headers, too
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
+		&expr.Counter{},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	)
+}
+
+// masquerade matches what comes from pods, or from the gateway address, and leaves the cluster. The port is
+// random: by default the kernel keeps it, or takes the next that no entry has yet, so that two pods which
+// ask the same server at the same moment are given one port, and the packet whose entry comes second is
+// dropped (insert_failed in /proc/net/stat/nf_conntrack).
+func (f family) masquerade(pods, direct *nftables.Set) []expr.Any {
+	length := f.address.Bytes
+	return append(f.fromPods(pods),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.source + length, Len: length},
 		&expr.Lookup{SourceRegister: 1, SetName: direct.Name, SetID: direct.ID, Invert: true},
 		// By name: the device may be made anew, with another index.
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: hostDeviceName()},
 		&expr.Masq{FullyRandom: true},
-	}
+	)
 }
 
 // hostDeviceName is tapyard0 as the kernel compares it, in a field of IFNAMSIZ.

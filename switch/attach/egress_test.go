@@ -39,6 +39,7 @@ var egress = EgressConfig{
 	PodSubnets:   dualStack,
 	ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 	Nodes:        append(append([]netip.Addr(nil), nodeAddrs...), peerAddrs...),
+	TunnelPort:   4789,
 }
 
 // newWorld has strict reverse path filters everywhere on the node.
@@ -265,6 +266,121 @@ func TestWhatLeavesTheClusterIsMasqueraded(t *testing.T) {
 	check("without a table again", func(i int) []netip.Addr { return cases[i].raw })
 }
 
+// datagrams is a pod's, or a node's, UDP socket towards one elsewhere.
+type datagrams struct {
+	from net.Conn
+	to   *net.UDPConn
+}
+
+func dialDatagrams(t *testing.T, ns *nstest.NS, src netip.Addr, to *net.UDPConn) (d datagrams) {
+	t.Helper()
+	ns.Do(t, func() {
+		dialer := net.Dialer{LocalAddr: local("udp", src)}
+		conn, err := dialer.Dial("udp", to.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		d = datagrams{conn, to}
+	})
+	t.Cleanup(func() { d.from.Close() })
+	return d
+}
+
+func listenDatagrams(t *testing.T, ns *nstest.NS, at netip.AddrPort) (conn *net.UDPConn) {
+	t.Helper()
+	ns.Do(t, func() {
+		var err error
+		if conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func (d datagrams) send(t *testing.T, what string) {
+	t.Helper()
+	if _, err := d.from.Write([]byte(what)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// arrives sends, and wants that to be the next datagram that the receiver sees, from that address.
+func (d datagrams) arrives(t *testing.T, what string, from netip.Addr) {
+	t.Helper()
+	d.send(t, what)
+	_ = d.to.SetDeadline(time.Now().Add(5 * time.Second))
+	b := make([]byte, 65535)
+	n, who, err := d.to.ReadFromUDPAddrPort(b)
+	if err != nil || string(b[:n]) != what || who.Addr() != from {
+		t.Errorf("%s got %d bytes %.20q from %s (%v), want %.20q from %s", d.to.LocalAddr(), n, b[:n], who, err, what, from)
+	}
+}
+
+// dropped waits until the family's rule has counted so many packets.
+func (w world) dropped(t *testing.T, family string, want int) {
+	t.Helper()
+	counter := fmt.Sprintf("%s udp dport 4789 counter packets %d bytes", family, want)
+	var got string
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if got = output(t, w.node, "", "nft", "list", "chain", "inet", "tapyard", "forward"); strings.Contains(got, counter) {
+			return
+		}
+	}
+	t.Errorf("no %q in\n%s", counter, got)
+}
+
+// A node that isn't among our peers may have us among its own: what a pod sends to its tunnel port must not
+// arrive with our address, whole or in fragments, nor in a flow that began before the rule did.
+func TestPodsReachNoTunnelOfOthers(t *testing.T) {
+	w := newWorld(t)
+	for f, other := range worldAddrs {
+		family := []string{"ip saddr @pods4", "ip6 saddr @pods6"}[f]
+		tunnel := listenDatagrams(t, w.internet, netip.AddrPortFrom(other, 4789))
+		beside := listenDatagrams(t, w.internet, netip.AddrPortFrom(other, 4790))
+		inject := dialDatagrams(t, w.pod, netip.Addr{}, tunnel)
+		fragments := strings.Repeat("x", 4000) // at an MTU of 1500
+
+		elsewhere := egress
+		elsewhere.TunnelPort = 4788
+		w.set(t, elsewhere)
+		inject.arrives(t, "injected", nodeAddrs[f])
+		inject.arrives(t, fragments, nodeAddrs[f])
+
+		w.set(t, egress)
+		inject.send(t, "injected")
+		inject.send(t, fragments)
+		dialDatagrams(t, w.pod, netip.Addr{}, tunnel).send(t, "of a new flow")
+		w.dropped(t, family, 3)
+		dialDatagrams(t, w.pod, netip.Addr{}, beside).arrives(t, "another port", nodeAddrs[f])
+		dialDatagrams(t, w.node, netip.Addr{}, tunnel).arrives(t, "of the node", nodeAddrs[f])
+		dialDatagrams(t, w.node, gateways[f], tunnel).arrives(t, "of the gateway address", nodeAddrs[f])
+		dialDatagrams(t, w.internet, other, listenDatagrams(t, w.pod, netip.AddrPortFrom(podAddrs[f], 4789))).arrives(t, "to a pod", other)
+		connects(t, w.pod, w.internet, netip.AddrPortFrom(other, 4789))
+		w.dropped(t, family, 3)
+	}
+}
+
+// connects wants a TCP handshake to succeed.
+func connects(t *testing.T, from, to *nstest.NS, at netip.AddrPort) {
+	t.Helper()
+	to.Do(t, func() {
+		l, err := net.Listen("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+	})
+	from.Do(t, func() {
+		conn, err := net.DialTimeout("tcp", at.String(), 5*time.Second)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		conn.Close()
+	})
+}
+
 // A group has no address to answer from, and its members know the sender by its own.
 func TestMulticastKeepsItsSource(t *testing.T) {
 	w := newWorld(t)
@@ -349,6 +465,12 @@ const wantTable = `table inet tapyard {
 			     ff00::/8 }
 	}
 
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		ip saddr @pods4 udp dport 4789 counter packets 0 bytes 0 drop comment "managed by tapyard; changes are overwritten"
+		ip6 saddr @pods6 udp dport 4789 counter packets 0 bytes 0 drop comment "managed by tapyard; changes are overwritten"
+	}
+
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
 		ip saddr @pods4 ip daddr != @direct4 oifname != "tapyard0" masquerade fully-random comment "managed by tapyard; changes are overwritten"
@@ -382,6 +504,8 @@ table inet filter {
 		"",
 		"",
 		"flush chain inet tapyard postrouting",
+		"flush chain inet tapyard forward; add chain inet tapyard forward { policy drop; }",
+		"insert rule inet tapyard forward accept",
 		`add rule inet tapyard postrouting tcp dport 80 accept; insert rule inet tapyard postrouting drop`,
 		"add element inet tapyard direct4 { 0.0.0.0-10.0.0.0 }",
 		"flush set inet tapyard pods6",
@@ -403,7 +527,11 @@ table inet filter {
 		"":                                     false,
 		"flush ruleset":                        true,
 		"flush chain inet tapyard postrouting": true,
-		"delete table inet tapyard; add table inet tapyard {}": true,
+		"flush chain inet tapyard forward":     true,
+		"delete chain inet tapyard forward":    true,
+		"flush chain inet tapyard forward; add rule inet tapyard forward ip saddr @pods4 udp dport 4789 drop":                  true,
+		"flush chain inet tapyard forward; add rule inet tapyard postrouting accept; add rule inet tapyard postrouting accept": true,
+		"delete table inet tapyard; add table inet tapyard {}":                                                                 true,
 	} {
 		nft(t, w.node, meddling)
 		w.node.Do(t, func() {
