@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tapyard/switch/attach"
 )
 
 // Everything that a lab keeps is in labDir; its namespaces begin with labPrefix.
@@ -162,6 +164,9 @@ func labPlan(cfg LabConfig) (*Lab, error) {
 	if cfg.Pods < 0 || cfg.Pods > labMaxPods {
 		return nil, fmt.Errorf("%d pods on a node: a lab has 0 to %d", cfg.Pods, labMaxPods)
 	}
+	if cfg.PortType != "" && cfg.PortType != attach.TAP && cfg.PortType != attach.Veth {
+		return nil, fmt.Errorf("port type %q: %s or %s", cfg.PortType, attach.TAP, attach.Veth)
+	}
 	exe, err := labExecutable(cfg.Executable)
 	if err != nil {
 		return nil, fmt.Errorf("find the tapyard binary: %w", err)
@@ -302,7 +307,7 @@ func (l *Lab) writeConfigs() error {
 	for _, n := range l.Nodes {
 		err = errors.Join(err, labWriteConfig(n.Name, map[string]any{
 			"mode": "routed", "podSubnets": n.PodSubnets, "underlay": n.Underlay, "peersFile": peersFile, "workers": l.Config.Workers,
-			"mtu": l.Config.MTU, "portType": cmp.Or(l.Config.PortType, "tap"),
+			"mtu": l.Config.MTU, "portType": cmp.Or(l.Config.PortType, attach.TAP),
 		}))
 	}
 	if err != nil {

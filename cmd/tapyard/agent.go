@@ -262,6 +262,11 @@ func (a *agent) apply(s control.State) error {
 	if err := a.controller.Apply(s); err != nil {
 		return err
 	}
+	return a.applyToHost(s)
+}
+
+// applyToHost brings the host's routes and its masquerading to the state that the switch has already.
+func (a *agent) applyToHost(s control.State) error {
 	if err := a.host.SetRoutes(append(slices.Clone(s.ClusterCIDRs), a.cfg.PodSubnets...)); err != nil {
 		return err
 	}
@@ -333,7 +338,15 @@ func (a *agent) serve(ctx context.Context) error {
 }
 
 func (a *agent) watchPeers(ctx context.Context) error {
-	a.peers.Watch(ctx, a.hup, a.log, a.apply)
+	a.peers.Watch(ctx, a.hup, a.log, func(s control.State) error {
+		if err := a.controller.Apply(s); err != nil {
+			return err // the state before stays in force, which it doesn't when the host alone fails
+		}
+		if err := a.applyToHost(s); err != nil {
+			a.log.Error("the switch has the new peers, the host's routes or masquerading have not", "error", err)
+		}
+		return nil
+	})
 	return nil
 }
 

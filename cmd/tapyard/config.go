@@ -258,8 +258,8 @@ func (c *config) checkNetworks() (errs []error) {
 		if other := vnis[n.VNI]; other != "" {
 			bad("vni %d is that of %s already", n.VNI, other)
 		}
-		if n.VNI >= 1<<24 {
-			bad("vni %d: at most %d (24 bits)", n.VNI, 1<<24-1)
+		if n.VNI == 0 || n.VNI >= 1<<24 {
+			bad("vni %d: 1 to %d (24 bits), the same on all nodes that share the segment", n.VNI, 1<<24-1)
 		}
 		if n.L2 != l2Local && n.L2 != l2Stretched {
 			bad("l2 %q: %s, or %s (one segment with the peers)", n.L2, l2Local, l2Stretched)

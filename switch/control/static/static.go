@@ -89,7 +89,7 @@ const pollInterval = time.Second
 // Load read, until ctx ends. A file that can't be read or parsed, or that apply refuses, is reported once,
 // and what was applied before stays in force. now, if it receives, has the content applied again.
 func (f *File) Watch(ctx context.Context, now <-chan os.Signal, log *slog.Logger, apply func(control.State) error) {
-	w := watcher{File: f, log: log, apply: apply, seen: f.last}
+	w := watcher{File: f, log: log, apply: apply, seen: f.last, lost: f.last == nil} // Load has said so
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
