@@ -6,11 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -18,16 +16,13 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
-	"tapyard/cniplugin/podapi"
 	"tapyard/encap"
 	vswitch "tapyard/switch"
 	"tapyard/switch/attach"
 	"tapyard/switch/control"
 	"tapyard/switch/control/static"
-	"tapyard/switch/observe"
 	"tapyard/switch/port"
 )
 
@@ -142,26 +137,13 @@ func (a *agent) start(ctx context.Context) error {
 		return err
 	}
 	a.closers = append(a.closers, a.stopSwitch)
-	network := vswitch.Network{VNI: a.cfg.VNI, RouterMAC: a.node.RouterMAC}
-	for _, p := range a.cfg.PodSubnets {
-		network.Gateways = append(network.Gateways, attach.Gateway(p))
-		network.Locals = append(network.Locals, attach.Local(p))
-	}
-	if err := a.sw.AddNetwork(network); err != nil {
+	own, err := a.addNetworks()
+	if err != nil {
 		return err
-	}
-	if err := a.join(a.cfg.Uplink, a.cfg.VNI); err != nil {
-		return err
-	}
-	for _, n := range a.cfg.Networks {
-		err := a.sw.AddNetwork(vswitch.Network{VNI: n.VNI, Stretched: n.L2 == l2Stretched})
-		if err = errors.Join(err, a.join(n.Uplink, n.VNI)); err != nil {
-			return fmt.Errorf("network %s: %w", n.Name, err)
-		}
 	}
 	var links control.Links
 	if a.cfg.Mode == modeRouted {
-		if links, err = a.link(network); err != nil {
+		if links, err = a.link(own); err != nil {
 			return err
 		}
 	}
@@ -176,6 +158,28 @@ func (a *agent) start(ctx context.Context) error {
 	}
 	a.sw.Start()
 	return nil
+}
+
+// addNetworks makes the node's own network, which it returns, and the further ones, with their uplinks.
+func (a *agent) addNetworks() (own vswitch.Network, err error) {
+	own = vswitch.Network{VNI: a.cfg.VNI, RouterMAC: a.node.RouterMAC}
+	for _, p := range a.cfg.PodSubnets {
+		own.Gateways = append(own.Gateways, attach.Gateway(p))
+		own.Locals = append(own.Locals, attach.Local(p))
+	}
+	if err := a.sw.AddNetwork(own); err != nil {
+		return own, err
+	}
+	if err := a.join(a.cfg.Uplink, a.cfg.VNI); err != nil {
+		return own, err
+	}
+	for _, n := range a.cfg.Networks {
+		err := a.sw.AddNetwork(vswitch.Network{VNI: n.VNI, Stretched: n.L2 == l2Stretched})
+		if err = errors.Join(err, a.join(n.Uplink, n.VNI)); err != nil {
+			return own, fmt.Errorf("network %s: %w", n.Name, err)
+		}
+	}
+	return own, nil
 }
 
 // join makes an interface of the node part of a network's segment, unless its name is empty.
@@ -291,115 +295,6 @@ func (a *agent) networks() (networks []attach.Network) {
 		networks = append(networks, attach.Network{Name: n.Name, VNI: n.VNI, Subnets: n.Subnets, Ranges: n.Ranges})
 	}
 	return networks
-}
-
-// serve answers on the sockets, follows the peers file and waits for the end.
-func (a *agent) serve(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var servers []func(context.Context) error
-	cni, err := listen(filepath.Join(a.cfg.RunDir, "cni.sock"))
-	if err != nil {
-		return err
-	}
-	admin, err := listen(filepath.Join(a.cfg.RunDir, "admin.sock"))
-	if err != nil {
-		cni.Close()
-		return err
-	}
-	servers = append(servers,
-		func(ctx context.Context) error { return (&podapi.Server{Handler: a.pods, Log: a.log}).Serve(ctx, cni) },
-		func(ctx context.Context) error { return a.source().Serve(ctx, admin) })
-	servers = append(servers, func(ctx context.Context) error {
-		a.pods.Sweep(ctx)
-		return nil
-	}, a.watchRules)
-	if a.cfg.Mode == modeRouted {
-		servers = append(servers, a.watchPeers, a.watchUnderlay)
-	}
-	ended := make(chan error, len(servers))
-	for _, s := range servers {
-		go func() {
-			err := s(ctx)
-			cancel(err)
-			ended <- err
-		}()
-	}
-	a.ready = true
-	a.log.Info("ready", "mode", a.cfg.Mode, "workers", a.cfg.workers(), "mtu", a.node.MTU, "pods", len(a.pods.List()))
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
-	<-ctx.Done()
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
-	var errs []error
-	for range servers {
-		errs = append(errs, <-ended)
-	}
-	return errors.Join(errs...)
-}
-
-func (a *agent) watchPeers(ctx context.Context) error {
-	a.peers.Watch(ctx, a.hup, a.log, func(s control.State) error {
-		if err := a.controller.Apply(s); err != nil {
-			return err // the state before stays in force, which it doesn't when the host alone fails
-		}
-		if err := a.applyToHost(s); err != nil {
-			a.log.Error("the switch has the new peers, the host's routes or masquerading have not", "error", err)
-		}
-		return nil
-	})
-	return nil
-}
-
-// watchUnderlay has pods and tunnels follow the MTU of the underlay.
-func (a *agent) watchUnderlay(ctx context.Context) error {
-	return attach.WatchMTU(ctx, a.cfg.Underlay[0], func(underlay int) {
-		tunnel := underlay - a.cfg.overhead()
-		pods := cmp.Or(a.cfg.MTU, tunnel)
-		if pods > tunnel {
-			a.log.Warn("pods may send larger packets than tunnels carry: senders learn that from ICMP",
-				"mtu", pods, "tunnels", tunnel, "underlay", underlay)
-		}
-		a.mtu.Store(int64(pods))
-		err := errors.Join(a.controller.SetMTU(pods, tunnel), a.host.SetMTU(pods), a.pods.SetMTU(ctx, pods))
-		if err != nil {
-			a.log.Error("the MTU of the underlay has changed, and not everything follows", "underlay", underlay, "pods", pods, "error", err)
-			return
-		}
-		a.log.Info("MTU", "underlay", underlay, "tunnels", tunnel, "pods", pods)
-	})
-}
-
-// listen replaces the socket that a predecessor left, unless somebody still answers on it.
-func listen(path string) (net.Listener, error) {
-	if conn, err := net.Dial("unix", path); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("listen on %s: another agent answers there; stop it, or give this one its own runDir", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove old socket: %w", err)
-	}
-	old := syscall.Umask(0o177)
-	defer syscall.Umask(old)
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	return l, nil
-}
-
-func (a *agent) source() *observe.Source {
-	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.controller.Node, Config: a.config}
-	if a.host != nil {
-		s.HostMAC = a.host.MAC
-	}
-	return s
-}
-
-// config returns what is in force, for `show config`.
-func (a *agent) config() any {
-	c := *a.cfg
-	c.MTU, c.Workers = int(a.mtu.Load()), c.workers()
-	return &c
 }
 
 // stopSwitch ends the workers and holds the ledger to its word.
