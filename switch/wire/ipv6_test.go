@@ -60,20 +60,17 @@ func TestIPv6ClassAndFlow(t *testing.T) {
 	}
 }
 
-func FuzzIPv6(f *testing.F) {
-	addSeeds(f, EthernetLen, "udpv6", "tcpv6", "icmpv6LastFragment", "mldReport")
-	f.Fuzz(func(t *testing.T, b []byte) {
-		ip := IPv6(b)
-		_ = ip.String()
-		if !ip.IsValid() {
-			return
-		}
-		fields := ipv6Fields(ip)
-		again := IPv6(dirty(IPv6Len))
-		again.Encode(&fields)
-		checkEncoded(t, again, b[:IPv6Len])
-		if len(ip.Payload()) != int(ip.PayloadLen()) {
-			t.Errorf("payload of %d bytes: %v", len(ip.Payload()), ip)
-		}
-	})
+func fuzzIPv6(t *testing.T, b []byte) {
+	ip := IPv6(b)
+	_ = ip.String()
+	if !ip.IsValid() {
+		return
+	}
+	fields := ipv6Fields(ip)
+	again := IPv6(dirty(IPv6Len))
+	again.Encode(&fields)
+	checkEncoded(t, again, b[:IPv6Len])
+	if len(ip.Payload()) != int(ip.PayloadLen()) {
+		t.Errorf("payload of %d bytes: %v", len(ip.Payload()), ip)
+	}
 }

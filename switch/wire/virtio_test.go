@@ -37,18 +37,14 @@ func TestVirtioNet(t *testing.T) {
 	checkShort(t, got, func(b []byte) bool { return VirtioNet(b).IsValid() })
 }
 
-func FuzzVirtioNet(f *testing.F) {
-	f.Add(unhex("0181 4200 a805 2200 1000")) // TSO with ECN, little-endian
-	f.Add(unhex("0105 2a00 c005 2200 0600")) // USO
-	f.Fuzz(func(t *testing.T, b []byte) {
-		v := VirtioNet(b)
-		_ = v.String()
-		if !v.IsValid() {
-			return
-		}
-		fields := virtioFields(v)
-		again := VirtioNet(dirty(VirtioNetLen))
-		again.Encode(&fields)
-		checkEncoded(t, again, b[:VirtioNetLen])
-	})
+func fuzzVirtioNet(t *testing.T, b []byte) {
+	v := VirtioNet(b)
+	_ = v.String()
+	if !v.IsValid() {
+		return
+	}
+	fields := virtioFields(v)
+	again := VirtioNet(dirty(VirtioNetLen))
+	again.Encode(&fields)
+	checkEncoded(t, again, b[:VirtioNetLen])
 }
