@@ -218,7 +218,7 @@ func (q *txQueue) count() {
 	var frames, wireFrames, bytes uint64
 	for i, f := range q.frames {
 		if reason := q.reasons[i]; reason != drop.None {
-			q.st.Drop(reason, f.Wire(), f.Bytes())
+			q.st.Drop(reason, f.Wire(), f.Bytes(), &f.Meta)
 			q.reasons[i] = drop.None
 			continue
 		}

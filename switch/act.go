@@ -38,7 +38,7 @@ func (w *worker) act() {
 }
 
 func (w *worker) drop(f *frame.Frame, r drop.Reason) {
-	w.st.Drop(r, f.Wire(), f.Bytes())
+	w.st.Drop(r, f.Wire(), f.Bytes(), &f.Meta)
 	w.dropped++
 	f.Release()
 }
@@ -126,7 +126,7 @@ func (w *worker) copyTo(f *frame.Frame, ps *portState, peer uint32) {
 	}
 	w.st.Copied.Add(1, uint64(f.Wire()))
 	if c == nil {
-		w.st.Drop(drop.NoBuffer, f.Wire(), f.Bytes())
+		w.st.Drop(drop.NoBuffer, f.Wire(), f.Bytes(), &f.Meta)
 		return
 	}
 	c.Peer = peer

@@ -40,7 +40,7 @@ func (w *worker) unpollGone(q port.RxQueue) {
 		return
 	}
 	_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, q.FD(), nil) // there is nobody to tell
-	w.sw.log.Warn("the device of a port is gone; its pod was removed without a DEL, or deleted it", "port", w.in.port.Name())
+	w.sw.log.Warn("the device of a port is gone; a pod's was removed without a DEL, or deleted by it", "port", w.in.port.Name())
 }
 
 func (w *worker) owns(ps *portState, queue int) bool {

@@ -42,6 +42,7 @@ const (
 type punt struct {
 	kind   puntKind
 	vni    uint32
+	peer   uint32 // that it came from
 	mtu    uint16 // of the way out, with puntTooBig
 	in     *portState
 	wire   int // wire frames that it stands for
@@ -76,7 +77,7 @@ func (w *worker) puntFrame(f *frame.Frame, p *wire.Parsed, v *verdict) {
 	}
 	select {
 	case item := <-w.sw.slow.free:
-		item.kind, item.vni, item.in, item.wire, item.parsed = v.punt, f.VNI, w.in, f.Wire(), *p
+		item.kind, item.vni, item.peer, item.in, item.wire, item.parsed = v.punt, f.VNI, f.Peer, w.in, f.Wire(), *p
 		if v.adj != nil {
 			item.mtu = v.adj.MTU
 		}
@@ -192,7 +193,7 @@ func (s *slowWorker) handle(p *punt) {
 	if reason == drop.None {
 		st.Consumed.Add(1, uint64(p.wire))
 	} else {
-		st.Drop(reason, p.wire, p.bytes())
+		st.Drop(reason, p.wire, p.bytes(), &frame.Meta{VNI: p.vni, Peer: p.peer})
 	}
 	s.live.Store(int64(s.pool.Live()))
 	s.reader.Offline()

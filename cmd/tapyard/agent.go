@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -86,6 +87,7 @@ type agent struct {
 	node       control.Node
 	sw         *vswitch.Switch
 	host       *attach.Host
+	uplinks    []*port.Packet
 	vteps      *encap.VTEPTable
 	controller *control.Controller
 	pods       *attach.Manager
@@ -192,6 +194,7 @@ func (a *agent) join(uplink string, vni uint32) error {
 		return err
 	}
 	a.closers = append(a.closers, p.Close)
+	a.uplinks = append(a.uplinks, p)
 	// A whole segment's stations share this port, so it has their number and ten times a pod's floods.
 	_, err = a.sw.Attach(p, vswitch.PortConfig{Role: vswitch.RoleAccess, Segment: true, VNI: vni, BUM: 10 * a.cfg.BUMLimit})
 	return err
@@ -201,7 +204,7 @@ func (a *agent) join(uplink string, vni uint32) error {
 // tunnels, which is always the latter.
 func (a *agent) overlayMTU() (pods, tunnel int, err error) {
 	if a.cfg.Mode == modeL2 {
-		return cmp.Or(a.cfg.MTU, 1500), 0, nil // Ethernet's, IEEE 802.3
+		return cmp.Or(a.cfg.MTU, localMTU(a.cfg.Uplink)), 0, nil // Ethernet's, IEEE 802.3
 	}
 	underlay, err := attach.MTUOf(a.cfg.Underlay[0])
 	if err != nil {
@@ -290,9 +293,22 @@ func (a *agent) openPods() (err error) {
 	return err
 }
 
+// localMTU is the MTU of pods that no tunnel carries: the uplink's, or Ethernet's (IEEE 802.3).
+func localMTU(uplink string) int {
+	const ethernet = 1500
+	if link, err := net.InterfaceByName(uplink); err == nil {
+		return link.MTU
+	}
+	return ethernet // no uplink, or none that is there, which join will say
+}
+
 func (a *agent) networks() (networks []attach.Network) {
 	for _, n := range a.cfg.Networks {
-		networks = append(networks, attach.Network{Name: n.Name, VNI: n.VNI, Subnets: n.Subnets, Ranges: n.Ranges})
+		own := attach.Network{Name: n.Name, VNI: n.VNI, Subnets: n.Subnets, Ranges: n.Ranges}
+		if n.L2 == l2Local {
+			own.MTU = localMTU(n.Uplink)
+		}
+		networks = append(networks, own)
 	}
 	return networks
 }

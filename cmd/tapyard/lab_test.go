@@ -248,6 +248,24 @@ func TestLab(t *testing.T) {
 	}
 }
 
+// Somebody deletes tapyard0 under an agent, which ends and is started anew, as systemd would.
+func TestHostDeviceIsDeleted(t *testing.T) {
+	c := build(t)
+	c.must("lab", "up", "--nodes", "2", "--pods", "1")
+	t.Cleanup(func() { _, _ = c.run("lab", "down") })
+	inPod(t, "n1", func() error {
+		link, err := netlink.LinkByName("tapyard0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	})
+	eventually(t, "n1 reaches n2p1 again", func() bool { return all(c.probe("--from", "n1", "--to", "n2p1")) })
+	if _, err := c.run("lab", "down"); err == nil || !strings.Contains(err.Error(), "tapyard0 was deleted") {
+		t.Errorf("lab down, after an agent ended by itself: %v", err)
+	}
+}
+
 func all(probes []probe) bool {
 	for _, p := range probes {
 		if !p.OK {

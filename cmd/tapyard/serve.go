@@ -38,7 +38,7 @@ func (a *agent) serve(ctx context.Context) error {
 	servers = append(servers, func(ctx context.Context) error {
 		a.pods.Sweep(ctx)
 		return nil
-	}, a.watchRules)
+	}, a.watchRules, a.watchDevices)
 	if a.cfg.Mode == modeRouted {
 		servers = append(servers, a.watchPeers, a.watchUnderlay)
 	}

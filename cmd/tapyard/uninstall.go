@@ -78,6 +78,7 @@ func uninstall(ctx context.Context, c *config, pods bool, out io.Writer) error {
 		}
 	}
 	nothing := true
+	_, missing := os.Stat(filepath.Join(c.StateDir, "tapyard.db"))
 	removed := func(what string) {
 		nothing = false
 		fmt.Fprintln(out, "removed", what)
@@ -95,6 +96,8 @@ func uninstall(ctx context.Context, c *config, pods bool, out io.Writer) error {
 	}
 	if nothing {
 		fmt.Fprintln(out, "nothing to remove")
+	} else if errors.Is(missing, fs.ErrNotExist) {
+		fmt.Fprintf(out, "no records of pods in %s; if the agent had another state directory, name it by --config or --state-dir\n", c.StateDir)
 	}
 	return nil
 }

@@ -23,8 +23,9 @@ const reserved = 3
 // Pool is one subnet. All methods may be called from any goroutine.
 type Pool struct {
 	subnet      netip.Prefix
-	first, last netip.Addr // what pods may get, inclusive
-	size        uint64     // how many those are, at most math.MaxUint64
+	part        netip.Prefix // of subnet: what this node gives out
+	first, last netip.Addr   // what pods may get, inclusive
+	size        uint64       // how many those are, at most math.MaxUint64
 
 	mu     sync.Mutex
 	owners map[netip.Addr]string
@@ -51,7 +52,7 @@ func NewRange(subnet, part netip.Prefix) (*Pool, error) {
 	if p.last.Less(p.first) {
 		return nil, fmt.Errorf("range %v has no address for a pod beside those that subnet %v reserves", part, subnet)
 	}
-	p.prev, p.size = p.last, distance(p.first, p.last)
+	p.part, p.prev, p.size = part, p.last, distance(p.first, p.last)
 	return p, nil
 }
 
@@ -90,7 +91,7 @@ func New(subnet netip.Prefix) (*Pool, error) {
 		return nil, fmt.Errorf("pod subnet %v has no address for a pod: use /29 or shorter for IPv4, /126 or shorter for IPv6", subnet)
 	}
 	return &Pool{
-		subnet: subnet, first: first, last: last, size: distance(first, last),
+		subnet: subnet, part: subnet, first: first, last: last, size: distance(first, last),
 		owners: map[netip.Addr]string{}, addrs: map[string]netip.Addr{}, prev: last,
 	}, nil
 }
@@ -119,8 +120,12 @@ func (p *Pool) Allocate(owner string) (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("allocate in %v: %s has %v already; release it first", p.subnet, owner, a)
 	}
 	if uint64(len(p.owners)) >= p.size {
-		return netip.Prefix{}, fmt.Errorf("allocate in %v: %w, all %d are used; delete pods, or give the node a larger subnet ('podSubnets')",
-			p.subnet, ErrExhausted, p.size)
+		advice := "subnet ('podSubnets')"
+		if p.part != p.subnet {
+			advice = "range ('ranges' of the network)"
+		}
+		return netip.Prefix{}, fmt.Errorf("allocate in %v: %w, all %d are used; delete pods, or give the node a larger %s",
+			p.part, ErrExhausted, p.size, advice)
 	}
 	a := p.after(p.prev)
 	for p.owners[a] != "" {

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,8 +94,9 @@ func (t *addition) reserve() error {
 	m, key := t.m, t.a.Key()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	t.a.MTU = m.cfg.MTU()
-	if err := m.checkMTU(t.a.MTU); err != nil {
+	network := m.networkOf(t.a.VNI)
+	t.a.MTU = cmp.Or(network.mtu, m.cfg.MTU())
+	if err := network.checkMTU(t.a.MTU); err != nil {
 		return err
 	}
 	if e, ok := m.entries[key]; ok {

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -136,15 +137,23 @@ func (h *Host) SetMTU(mtu int) error {
 	return h.setRoutes()
 }
 
-// SetMTU gives all published pods another MTU, which Config.MTU returns by now: an ADD that is under way
+// SetMTU gives all published pods, except those of networks with an MTU of their own, another MTU, which Config.MTU returns by now: an ADD that is under way
 // has either asked before and is waited for, or gets the new one. The pods are tried to the last one; the
 // error names those that keep the old MTU. A kill leaves what the next Restore completes.
 func (m *Manager) SetMTU(ctx context.Context, mtu int) error {
-	if err := m.checkMTU(mtu); err != nil {
+	var errs []error
+	for _, n := range m.networks {
+		if n.mtu == 0 {
+			errs = append(errs, n.checkMTU(mtu))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	var errs []error
 	for _, e := range m.snapshot() {
+		if n := m.networkOf(e.a.VNI); n == nil || n.mtu != 0 {
+			continue
+		}
 		err := ctx.Err()
 		if err == nil {
 			err = m.setPodMTU(e.a.Key(), mtu)
@@ -216,8 +225,9 @@ func (m *Manager) resize(p *pod, link netlink.Link, a Attachment, mtu int) (Atta
 // follow gives a pod that is being restored the present MTU. One that pods can't have leaves it the old one,
 // with a line in the log, rather than cutting it off.
 func (m *Manager) follow(p *pod, link netlink.Link, a Attachment) (Attachment, error) {
-	mtu := m.cfg.MTU()
-	if err := m.checkMTU(mtu); err != nil {
+	n := m.networkOf(a.VNI)
+	mtu := cmp.Or(n.mtu, m.cfg.MTU())
+	if err := n.checkMTU(mtu); err != nil {
 		m.cfg.Log.Error("pod keeps its MTU", "port", a.Name, "mtu", a.MTU, "err", err)
 		return a, nil
 	}
@@ -239,13 +249,11 @@ func checkMTU(mtu int, subnet netip.Prefix) error {
 	return nil
 }
 
-// checkMTU says why pods can't have the MTU.
-func (m *Manager) checkMTU(mtu int) error {
-	for _, n := range m.networks {
-		for _, p := range n.pools {
-			if err := checkMTU(mtu, p.Subnet()); err != nil {
-				return err
-			}
+// checkMTU says why pods of the network can't have the MTU.
+func (n *network) checkMTU(mtu int) error {
+	for _, p := range n.pools {
+		if err := checkMTU(mtu, p.Subnet()); err != nil {
+			return err
 		}
 	}
 	return nil

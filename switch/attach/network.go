@@ -16,6 +16,7 @@ type Network struct {
 	VNI     uint32
 	Subnets []netip.Prefix // at most one per address family; none: pods bring addresses of their own
 	Ranges  []netip.Prefix // of Subnets, in their order: what this node gives out; nil: all of them
+	MTU     int            // of its pods, in bytes, when no tunnel limits it; 0 is Config.MTU's
 }
 
 // network is what pods of one VNI get.
@@ -24,6 +25,7 @@ type network struct {
 	vni    uint32
 	pools  []*ipam.Pool
 	routed bool // the pools' first address is a gateway
+	mtu    int  // 0 is Config.MTU's
 }
 
 // makeNetworks makes the node's own network, which has no name, and the further ones.
@@ -37,7 +39,7 @@ func (m *Manager) makeNetworks() error {
 	}
 	m.networks = []*network{own}
 	for _, cfg := range m.cfg.Networks {
-		n := &network{name: cfg.Name, vni: cfg.VNI}
+		n := &network{name: cfg.Name, vni: cfg.VNI, mtu: cfg.MTU}
 		if err := n.makePools(cfg.Subnets, cfg.Ranges); err != nil {
 			return fmt.Errorf("network %s: %w", cfg.Name, err)
 		}

@@ -4,6 +4,7 @@ package observe
 import (
 	"cmp"
 	"encoding/hex"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -153,6 +154,9 @@ func (s *Source) Ports() []Port {
 		if e, ok := v.Port.(interface{ LastError() error }); ok && e.LastError() != nil {
 			p.LastError = e.LastError().Error()
 		}
+		if d, ok := v.Port.(interface{ Gone() bool }); ok && d.Gone() {
+			p.LastError = "the device is gone; restart the agent when it is back"
+		}
 		s.identify(&p, v, &node, pods)
 		ports = append(ports, p)
 	}
@@ -278,6 +282,9 @@ func (s *Source) Drops() []Drop {
 			d := Drop{Port: names[v.ID], Reason: r.String(), Frames: count.Frames, WireFrames: count.Wire, Explain: r.Explain()}
 			if e := v.Examples[r]; e != nil {
 				d.show(r, e)
+				if v.Role == vswitch.RoleTunnel && !e.From.IsValid() {
+					d.Example = s.throughTunnel(e) + d.Example
+				}
 				if isPod {
 					d.Example += describeClaim(r, e, pod.MAC, pod.Addrs())
 				}
@@ -287,6 +294,14 @@ func (s *Source) Drops() []Drop {
 	}
 	slices.SortStableFunc(drops, func(a, b Drop) int { return cmp.Compare(b.Frames, a.Frames) })
 	return drops
+}
+
+// throughTunnel says in which network a frame was, and which peer it was from or to, unless that has left.
+func (s *Source) throughTunnel(e *port.Example) string {
+	if p := s.VTEPs.Lookup(e.Peer); p != nil {
+		return fmt.Sprintf("VNI %d, peer %s: ", e.VNI, p.Name)
+	}
+	return fmt.Sprintf("VNI %d: ", e.VNI)
 }
 
 func (d *Drop) show(r drop.Reason, e *port.Example) {

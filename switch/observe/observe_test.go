@@ -191,7 +191,7 @@ func TestDropsTellWhoseFrameItWas(t *testing.T) {
 		"default/web-0 vlan_tagged": {Frames: 1, Example: "VLAN 100, inside: ARP who-has 10.244.1.4 tell 10.244.1.3 (0a:00:00:00:00:03), 64 bytes" + macs, ExampleBytes: 64},
 		"default/web-0 spoofed_ip": {Frames: 1, Example: "UDP [fd00:1::9]:4000 > [fd00:1::4]:53, 70 bytes" + macs +
 			"; it claims fd00:1::9, but this pod is 10.244.1.3 and fd00:1::3 at 0a:00:00:00:00:03", ExampleBytes: 70},
-		"vxlan unknown_vni": {Frames: 1, Example: "TCP SYN 10.244.1.3:40112 > 10.244.9.9:80, 74 bytes" + macs, ExampleBytes: 74},
+		"vxlan unknown_vni": {Frames: 1, Example: "VNI 77: TCP SYN 10.244.1.3:40112 > 10.244.9.9:80, 74 bytes" + macs, ExampleBytes: 74},
 	} {
 		got := drops[key]
 		for deadline := time.Now().Add(20 * time.Second); got.Frames < want.Frames && time.Now().Before(deadline); {

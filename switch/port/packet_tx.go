@@ -70,7 +70,7 @@ func (q *packetTx) count(frames []*frame.Frame) {
 func (q *packetTx) drop(errno unix.Errno, frames []*frame.Frame) {
 	reason := q.refused(errno)
 	for _, f := range frames {
-		q.st.Drop(reason, f.Wire(), f.Bytes())
+		q.st.Drop(reason, f.Wire(), f.Bytes(), &f.Meta)
 	}
 }
 

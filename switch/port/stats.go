@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tapyard/switch/drop"
+	"tapyard/switch/frame"
 )
 
 // Counter counts for one writer and any number of readers. Workers add up a burst in a local variable
@@ -49,6 +50,8 @@ type Stats struct {
 type Example struct {
 	At   int64      // Unix time in nanoseconds
 	From netip.Addr // underlay address that it came from, in the tunnel's own datagram; or none
+	VNI  uint32     // of a frame
+	Peer uint32     // of a frame from or to a tunnel: VTEP index
 	Len  int        // bytes
 	Head []byte     // the first of them, at most exampleHead
 }
@@ -62,10 +65,12 @@ const (
 	exampleEvery = int64(time.Second)
 )
 
-// Drop drops the frame b, which stands for n wire frames, for the reason.
-func (st *Stats) Drop(r drop.Reason, n int, b []byte) {
+// Drop drops the frame b, which stands for n wire frames, for the reason. m is what is known beside its bytes.
+func (st *Stats) Drop(r drop.Reason, n int, b []byte, m *frame.Meta) {
 	st.Drops[r].Add(1, uint64(n))
-	st.keep(r, b, netip.Addr{})
+	if st.wants(r) {
+		st.keep(r, Example{VNI: m.VNI, Peer: m.Peer}, b)
+	}
 }
 
 // RxDropped counts a frame or datagram that arrived and was dropped before it could be handed on. from is
@@ -74,18 +79,24 @@ func (st *Stats) RxDropped(r drop.Reason, b []byte, from netip.Addr) {
 	st.Rx.Add(1, 1)
 	st.RxBytes.Add(uint64(len(b)))
 	st.Drops[r].Add(1, 1)
-	st.keep(r, b, from)
+	if st.wants(r) {
+		st.keep(r, Example{From: from}, b)
+	}
 }
 
-// keep notes the frame as the reason's example, unless there is a recent one.
-func (st *Stats) keep(r drop.Reason, b []byte, from netip.Addr) {
+// wants says that the reason has no recent example.
+func (st *Stats) wants(r drop.Reason) bool {
 	if st.Now == nil {
-		return
+		return false
 	}
-	if last := st.examples[r].Load(); last != nil && *st.Now-last.At < exampleEvery {
-		return
-	}
-	st.examples[r].Store(&Example{At: *st.Now, From: from, Len: len(b), Head: bytes.Clone(b[:min(len(b), exampleHead)])})
+	last := st.examples[r].Load()
+	return last == nil || *st.Now-last.At >= exampleEvery
+}
+
+// keep makes b the reason's example.
+func (st *Stats) keep(r drop.Reason, e Example, b []byte) {
+	e.At, e.Len, e.Head = *st.Now, len(b), bytes.Clone(b[:min(len(b), exampleHead)])
+	st.examples[r].Store(&e)
 }
 
 // Example returns the last frame that was kept of those dropped for the reason, or nil. It may be called

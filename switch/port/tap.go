@@ -245,7 +245,7 @@ func (q *tapTx) Send(b *frame.Burst) {
 		buf := f.WithHeadroom(wire.VirtioNetLen)
 		EncodeVirtio(wire.VirtioNet(buf), &f.Meta)
 		if errno := write(q.tap.fd, buf); errno != 0 {
-			q.st.Drop(q.refused(errno), f.Wire(), f.Bytes())
+			q.st.Drop(q.refused(errno), f.Wire(), f.Bytes(), &f.Meta)
 			continue
 		}
 		frames++

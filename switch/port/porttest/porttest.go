@@ -228,9 +228,9 @@ func (q *txQueue) Flush() {
 func (q *txQueue) sendOne(f *frame.Frame) {
 	switch p := q.port; {
 	case p.closed:
-		q.st.Drop(drop.PortGone, f.Wire(), f.Bytes())
+		q.st.Drop(drop.PortGone, f.Wire(), f.Bytes(), &f.Meta)
 	case p.refuse != drop.None:
-		q.st.Drop(p.refuse, f.Wire(), f.Bytes())
+		q.st.Drop(p.refuse, f.Wire(), f.Bytes(), &f.Meta)
 	default:
 		p.sent = append(p.sent, Frame{append([]byte(nil), f.Bytes()...), f.Meta})
 		q.st.Tx.Add(1, uint64(f.Wire()))
