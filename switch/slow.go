@@ -251,8 +251,9 @@ type arrival struct {
 }
 
 // announce tells the VNI where an address is now, because others may remember the station that had it
-// before (RFC 5227 section 2.3, RFC 4861 section 7.2.6). Loss is unlikely between ports in memory, and a
-// stale entry mends itself, so once is enough.
+// before (RFC 5227 section 2.3, RFC 4861 section 7.2.6), or have asked in vain while the agent was being
+// restarted: they would ask again a second later. Loss is unlikely between ports in memory, and a stale entry
+// mends itself, so once is enough.
 func (s *slowWorker) announce(a arrival) {
 	s.reader.Online()
 	defer s.reader.Offline()
@@ -261,14 +262,21 @@ func (s *slowWorker) announce(a arrival) {
 	if n, known := s.sw.neighbors.Lookup(a.vni, a.addr); !known || n != (neigh.Neighbor{MAC: a.mac, Port: a.port}) {
 		return // it has left since; the port's ID may be another one's
 	}
-	if net == nil || at == nil || len(net.flood) < 2 && len(net.peers) == 0 {
+	if net == nil || at == nil {
+		return
+	}
+	others := len(net.flood) + len(net.peers)
+	if at.role == RoleAccess {
+		others--
+	}
+	if others == 0 {
 		return
 	}
 	s.originate(puntCopy, func(out []byte) int {
 		if a.addr.Is4() {
 			return neigh.Announce4(a.addr, a.mac, out)
 		}
-		return neigh.Announce6(a.addr, a.mac, false, out)
+		return neigh.Announce6(a.addr, a.mac, a.port == port.Local, out)
 	}, func(f *frame.Frame) {
 		f.VNI = a.vni
 		// As if from the station's own port, which then doesn't get it: a host logs whoever claims its address.

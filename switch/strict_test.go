@@ -466,3 +466,20 @@ func TestASegmentIsNotPaused(t *testing.T) {
 		}
 	}
 }
+
+// Pods that asked for their gateway while the agent was being restarted would ask again a second later.
+func TestTheGatewayIsAnnounced(t *testing.T) {
+	r := newRig(t, port.CapsAll)
+	r.must(r.sw.AddNeighbors(testVNI, port.Local, routerMAC, []netip.Addr{gw4, gw6}))
+	r.sw.slow.drain()
+	for _, p := range []*porttest.Port{r.podA, r.podB} {
+		sent := p.Sent()
+		if len(sent) != 2 {
+			t.Fatalf("%s was told %d times, want 2", p.Name(), len(sent))
+		}
+		n := gopacket.NewPacket(sent[1].Bytes, layers.LayerTypeEthernet, gopacket.Default).Layer(layers.LayerTypeICMPv6NeighborAdvertisement).(*layers.ICMPv6NeighborAdvertisement)
+		if !n.Router() || !n.TargetAddress.Equal(gw6.AsSlice()) {
+			t.Errorf("%s was told %+v", p.Name(), n)
+		}
+	}
+}

@@ -86,24 +86,19 @@ func (sw *Switch) AddStation(vni uint32, id port.ID, mac wire.MAC, addrs []netip
 	if err := sw.fdb.Insert(vni, mac, port.Dest{Port: id}); err != nil {
 		return sw.nameBoth(id, err)
 	}
-	if err := sw.AddNeighbors(vni, id, mac, addrs); err != nil {
-		return err
-	}
-	for _, a := range addrs {
-		select {
-		case sw.slow.arrivals <- arrival{vni, id, mac, a}:
-		default: // more at once than a node has pods: their neighbours' entries mend themselves
-		}
-	}
-	return nil
+	return sw.AddNeighbors(vni, id, mac, addrs)
 }
 
 // AddNeighbors has the switch answer ARP and neighbour solicitations for the addresses with mac, except
-// to the port that they are behind. Errors are AddStation's.
+// to the port that they are behind, and announce them. Errors are AddStation's.
 func (sw *Switch) AddNeighbors(vni uint32, id port.ID, mac wire.MAC, addrs []netip.Addr) error {
 	for _, a := range addrs {
 		if err := sw.neighbors.Insert(vni, a, neigh.Neighbor{MAC: mac, Port: id}); err != nil {
 			return sw.nameBoth(id, err)
+		}
+		select {
+		case sw.slow.arrivals <- arrival{vni, id, mac, a}:
+		default: // more at once than a node has pods: their neighbours' entries mend themselves
 		}
 	}
 	return nil

@@ -159,7 +159,11 @@ func (a *agent) start(ctx context.Context) error {
 		return err
 	}
 	a.sw.Start()
-	return nil
+	if a.host == nil || !a.cfg.Masquerade {
+		return nil
+	}
+	// After the workers: the kernel takes its time over a transaction, and in a restart the table is there.
+	return a.setEgress()
 }
 
 // addNetworks makes the node's own network, which it returns, and the further ones, with their uplinks.
@@ -269,18 +273,12 @@ func (a *agent) apply(s control.State) error {
 	if err := a.controller.Apply(s); err != nil {
 		return err
 	}
-	return a.applyToHost(s)
+	return a.setRoutes(s)
 }
 
-// applyToHost brings the host's routes and its masquerading to the state that the switch has already.
-func (a *agent) applyToHost(s control.State) error {
-	if err := a.host.SetRoutes(append(slices.Clone(s.ClusterCIDRs), a.cfg.PodSubnets...)); err != nil {
-		return err
-	}
-	if !a.cfg.Masquerade {
-		return nil
-	}
-	return a.setEgress()
+// setRoutes brings the host's routes to the state that the switch has already.
+func (a *agent) setRoutes(s control.State) error {
+	return a.host.SetRoutes(append(slices.Clone(s.ClusterCIDRs), a.cfg.PodSubnets...))
 }
 
 func (a *agent) openPods() (err error) {
