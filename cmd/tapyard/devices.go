@@ -16,14 +16,7 @@ const devicesInterval = 5 * time.Second
 // watchDevices ends the agent when tapyard0 was deleted: the next start makes it again, and pods stay attached.
 // An uplink is the operator's to bring back, and pods without it are better off than without a switch.
 func (a *agent) watchDevices(ctx context.Context) error {
-	tick := time.NewTicker(devicesInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	return every(ctx, devicesInterval, func() error {
 		if a.host != nil && a.host.TAP.Gone() {
 			return fmt.Errorf("device %s was deleted while the agent ran; ending, for the service manager to start the agent anew, which makes it again", attach.HostDevice)
 		}
@@ -33,5 +26,6 @@ func (a *agent) watchDevices(ctx context.Context) error {
 			}
 			return p.Gone()
 		})
-	}
+		return nil
+	})
 }

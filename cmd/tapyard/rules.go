@@ -31,14 +31,24 @@ const rulesInterval = 30 * time.Second
 
 // watchRules restores what other programs remove.
 func (a *agent) watchRules(ctx context.Context) error {
-	tick := time.NewTicker(rulesInterval)
+	return every(ctx, rulesInterval, func() error {
+		a.restoreRules()
+		return nil
+	})
+}
+
+// every calls f once per interval until ctx ends, or f fails.
+func every(ctx context.Context, interval time.Duration, f func() error) error {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			a.restoreRules()
+			if err := f(); err != nil {
+				return err
+			}
 		}
 	}
 }

@@ -1,7 +1,7 @@
 // Package attach connects pods to the switch and takes them off it: an address from the pool, a TAP device
-// or an end of a veth pair in the pod's namespace, and a durable record, so that the device is found again when the agent comes
-// back. It is the agent's side of the CNI plugin (package podapi). What the switch does with an attachment
-// is behind two callbacks.
+// or an end of a veth pair in the pod's namespace, and a durable record, so that the device is found again
+// when the agent comes back. It is the agent's side of the CNI plugin (package podapi). What the switch does
+// with an attachment is behind two callbacks.
 //
 // The order of every change is such that a kill at any point leaves something that the runtime's DEL or the
 // next start completes: an attachment is recorded before it is published and answered, and its record goes

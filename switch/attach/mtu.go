@@ -137,9 +137,10 @@ func (h *Host) SetMTU(mtu int) error {
 	return h.setRoutes()
 }
 
-// SetMTU gives all published pods, except those of networks with an MTU of their own, another MTU, which Config.MTU returns by now: an ADD that is under way
-// has either asked before and is waited for, or gets the new one. The pods are tried to the last one; the
-// error names those that keep the old MTU. A kill leaves what the next Restore completes.
+// SetMTU gives all published pods, except those of networks with an MTU of their own, another MTU, which
+// Config.MTU returns by now: an ADD that is under way has either asked before and is waited for, or gets the
+// new one. The pods are tried to the last one; the error names those that keep the old MTU. A kill leaves
+// what the next Restore completes.
 func (m *Manager) SetMTU(ctx context.Context, mtu int) error {
 	var errs []error
 	for _, n := range m.networks {
