@@ -1,65 +1,88 @@
 package fib
 
-import "math/bits"
+import (
+	"math/bits"
+	"sync/atomic"
+)
 
-// A node is a block of words in an arena, named by the offset of its first word:
+// What readers walk through consists of 32-bit words. A word is a leaf, the next hop itself, or a pointer to a
+// block of the arena: the kind in the upper 4 bits, the offset of the block's first word in the others.
 //
-//	word 0        children: bit n set if there is a child for the four bits n (bits 0–15)
-//	              depth: how many leading address bits lead here, a multiple of 4 (bits 16–23)
-//	              number of key words: 1 for IPv4, 4 for IPv6 (bits 24–31)
-//	word 1        prefixes: bit i set if the prefix of slot i has a route
-//	words 2…      key: the address bits that lead here, left-aligned, zeros after them
-//	then          the next hops of the prefixes, by rising slot
-//	then          the offsets of the children, by rising four bits
+//	bitmap  0–1  bit n set if the value of position n differs from that of n-1 (64 bits, low word first)
+//	        2…   the values, one for each run of equal positions: leaves or pointers
+//	table   the values of 2^tableBits positions
+//	list    0    the leaf for addresses that no route of the list holds; how many routes (bits 24–31)
+//	        1…   the routes, longest first: address (1 word of IPv4; the upper 2 or all 4 of IPv6), then the
+//	             leaf and the length (bits 24–31)
+//	skip    0    the leaf for addresses outside of the prefix; the prefix's length (bits 24–31)
+//	        1–4  the prefix
+//	        5    the value for addresses inside
 //
-// A node at depth d holds the prefixes of length d+1 to d+4 below its key; the root alone can hold the one of
-// length 0. Chains are compressed: a node has a prefix or at least two children.
+// A position is what the next bits of an address select; values already have the routes of shorter prefixes
+// in them (leaf pushing), so the first leaf on the way is the answer. Blocks begin at even offsets, so that a
+// bitmap never straddles two cache lines.
 const (
-	headWords = 2
-	maxNode   = headWords + 4 + 31 + 16 // words
+	kindShift = 28
+	pointer   = 1 << kindShift // words from here on are pointers
+	hopMask   = 1<<24 - 1
+	offMask   = pointer - 1
 
-	// slackWords is the room that a packed arena has for changes, on top of a quarter of its size: one long
-	// IPv6 path (8 nodes of 25 words) a few times over. 4 KiB, so that small tables stay small.
-	slackWords = 1024
+	kindLeaf   = 0
+	kindBitmap = 1
+	kindTable  = 2
+	kindList4  = 3
+	kindListHi = 4 // of IPv6, no route longer than 64 bits
+	kindList6  = 5
+	kindSkip   = 6
+
+	bitmapBits = 6
+	positions  = 1 << bitmapBits // of a bitmap
+	tableBits  = 10
+
+	arenaHead  = 2 // words before the first block
+	bitmapHead = 2
+	skipWords  = 6
+	skipValue  = 5 // where a skip has the value for addresses inside
+
+	// maxWords is the size of the largest block but a table.
+	maxWords = bitmapHead + positions
 
 	poisonWord = 0xdeadbeef // in tests, what freed blocks are filled with
 )
 
-// poison makes put overwrite what it frees, so that a lookup in a freed node gives a wrong answer. Only tests
+// poison makes put overwrite what it frees, so that a lookup in a freed block gives a wrong answer. Only tests
 // set it, before the first table exists.
 var poison bool
 
-// node is the writer's decoded form of a block.
-type node struct {
-	family family
-	depth  uint32     // bits
-	key    Key6       // zero after depth bits
-	hops   [32]uint32 // by slot; 0 is no route; slot 0 is unused
-	kids   [16]uint32 // by four bits; 0 is no child
-}
+func kindOf(w uint32) uint32 { return w >> kindShift }
 
-// arena is a pointer-free heap of blocks. Word 0 is not part of any block: as an offset 0 means no node, and
-// as a next hop the word reads None.
+// arena is a pointer-free heap of blocks. Words 0 and 1 belong to no block, so that 0 ends free lists.
 type arena struct {
-	words []uint32
-	free  [maxNode + 1]uint32 // lists of free blocks by size, linked through their word 0
-	live  int                 // words of the blocks that the latest version reaches, and word 0
+	words     []uint32
+	free      [maxWords/2 + 1]uint32 // lists of free blocks by half their size, linked through their word 0
+	freeTable uint32                 // the same of tables
+	live      int                    // words of the blocks that the latest version reaches, and words 0 and 1
 }
 
-// newArena returns an arena that takes the given number of words, and slack, without growing.
+// newArena returns an arena that takes the given number of words without growing.
 func newArena(words int) *arena {
-	return &arena{words: make([]uint32, 1, words+words/4+slackWords), live: 1}
+	return &arena{words: make([]uint32, arenaHead, arenaHead+words), live: arenaHead}
 }
 
-// sparse reports whether less than half of the arena beyond its slack is in use: it grew while readers held
-// blocks back, is fragmented, or its routes were deleted.
-func (a *arena) sparse() bool { return cap(a.words) > 2*(a.live+slackWords) }
+func (a *arena) list(size int) *uint32 {
+	if size > maxWords {
+		return &a.freeTable
+	}
+	return &a.free[size/2]
+}
 
-// alloc returns a block with undefined contents.
+// alloc returns the offset of a block of at least the given size, with undefined contents.
 func (a *arena) alloc(size int) uint32 {
+	size += size & 1
 	a.live += size
-	if off := a.free[size]; off != 0 {
-		a.free[size] = a.words[off]
+	free := a.list(size)
+	if off := *free; off != 0 {
+		*free = a.words[off]
 		return off
 	}
 	off := len(a.words)
@@ -71,100 +94,132 @@ func (a *arena) alloc(size int) uint32 {
 }
 
 // grow moves the words to a new array with room for at least size more. Published versions keep the old one.
-// It grows by an eighth: less waste than append's quarter, for 8 copies per word instead of 4 over a lifetime.
-func (a *arena) grow(size int) {
-	words := make([]uint32, len(a.words), len(a.words)+len(a.words)/8+size)
+// It grows by a 16th: less waste than append's quarter, for 16 copies per word instead of 4 over a lifetime.
+func (a *arena) grow(size int) { a.resize(len(a.words) + len(a.words)/16 + size) }
+
+func (a *arena) resize(capacity int) {
+	words := make([]uint32, len(a.words), capacity)
 	copy(words, a.words)
 	a.words = words
 }
 
 // put makes a block that no reader can reach available again.
-func (a *arena) put(off uint32) {
-	size := a.size(off)
+func (a *arena) put(w uint32) {
+	off, size := w&offMask, a.size(w)
 	if poison {
 		for i := range size {
 			a.words[int(off)+i] = poisonWord
 		}
 	}
-	a.words[off] = a.free[size]
-	a.free[size] = off
+	free := a.list(size)
+	a.words[off] = *free
+	*free = off
 }
 
-// size is the length of a block in words.
-func (a *arena) size(off uint32) int {
-	head, prefixes := a.words[off], a.words[off+1]
-	return headWords + headKeyWords(head) + bits.OnesCount32(prefixes) + bits.OnesCount16(uint16(head))
+// size is the length in words of the block that w points to.
+func (a *arena) size(w uint32) int {
+	off, size := w&offMask, 0
+	switch kindOf(w) {
+	case kindBitmap:
+		size = bitmapHead + 1 + bits.OnesCount32(a.words[off]) + bits.OnesCount32(a.words[off+1])
+	case kindTable:
+		size = 1 << tableBits
+	case kindList4, kindListHi, kindList6:
+		size = 1 + listWidth(kindOf(w))*int(a.words[off]>>24)
+	case kindSkip:
+		size = skipWords
+	}
+	return size + size&1
 }
 
-// load decodes a block.
-func load(w []uint32, off uint32) (n node) {
-	head, prefixes := w[off], w[off+1]
-	n.depth = headDepth(head)
-	at := off + headWords
-	if headKeyWords(head) == 1 {
-		n.key.Hi = uint64(w[at]) << 32
-		at++
-	} else {
-		n.family, n.key = ipv6, readKey6(w, off)
-		at += 4
-	}
-	for m := prefixes; m != 0; m &= m - 1 {
-		n.hops[bits.TrailingZeros32(m)] = w[at]
-		at++
-	}
-	for m := uint16(head); m != 0; m &= m - 1 {
-		n.kids[bits.TrailingZeros16(m)] = w[at]
-		at++
-	}
-	return n
+// set changes a value that readers may be looking at.
+func (a *arena) set(off, value uint32) { atomic.StoreUint32(&a.words[off], value) }
+
+// valueOf returns where the value of position i of the bitmap w is.
+func (a *arena) valueOf(w, i uint32) uint32 {
+	off := w & offMask
+	return off + bitmapHead + uint32(bits.OnesCount64(a.bitmap(off)<<(63-i)))
 }
 
-// store encodes a node into a new block.
-func (a *arena) store(n *node) uint32 {
-	var buf [maxNode]uint32
-	b := append(buf[:0], uint32(n.family.keyWords())<<24|n.depth<<16, 0, uint32(n.key.Hi>>32))
-	if n.family == ipv6 {
-		b = append(b, uint32(n.key.Hi), uint32(n.key.Lo>>32), uint32(n.key.Lo))
+func (a *arena) bitmap(off uint32) uint64 {
+	return uint64(a.words[off]) | uint64(a.words[off+1])<<32
+}
+
+// runs is the number of values of the bitmap w.
+func (a *arena) runs(w uint32) int { return bits.OnesCount64(a.bitmap(w&offMask)) + 1 }
+
+// values writes the values of all positions of the bitmap w.
+func (a *arena) values(w uint32, into *[positions]uint32) {
+	off := w & offMask
+	bitmap, at := a.bitmap(off), off+bitmapHead
+	for i := range into {
+		at += uint32(bitmap>>i) & 1
+		into[i] = a.words[at]
 	}
-	for i, hop := range n.hops {
-		if hop != 0 {
-			b[1] |= 1 << i
-			b = append(b, hop)
+}
+
+// storeBitmap returns the word for these values: a leaf if they are all the same one.
+func (a *arena) storeBitmap(values *[positions]uint32) uint32 {
+	var buf [positions]uint32
+	runs, bitmap := append(buf[:0], values[0]), uint64(0)
+	for i := 1; i < positions; i++ {
+		if values[i] != values[i-1] {
+			bitmap |= 1 << i
+			runs = append(runs, values[i])
 		}
 	}
-	for i, kid := range n.kids {
-		if kid != 0 {
-			b[0] |= 1 << i
-			b = append(b, kid)
-		}
+	if len(runs) == 1 && runs[0] < pointer {
+		return runs[0]
 	}
-	off := a.alloc(len(b))
-	copy(a.words[off:], b)
-	return off
+	off := a.alloc(bitmapHead + len(runs))
+	a.words[off], a.words[off+1] = uint32(bitmap), uint32(bitmap>>32)
+	copy(a.words[off+bitmapHead:], runs)
+	return kindBitmap<<kindShift | off
 }
 
-// copyTree copies the nodes reachable from off into dst, parents before children, and returns the copy's
-// offset. The recursion is as deep as the trie: at most 33 calls.
-func (a *arena) copyTree(dst *arena, off uint32) uint32 {
-	if off == 0 {
-		return 0
-	}
-	size := a.size(off)
-	to := dst.alloc(size)
-	copy(dst.words[to:], a.words[off:int(off)+size])
-	kids := bits.OnesCount16(uint16(a.words[off]))
-	for i := size - kids; i < size; i++ {
-		kid := a.copyTree(dst, a.words[int(off)+i]) // may move dst.words
-		dst.words[int(to)+i] = kid
-	}
-	return to
+func (a *arena) storeTable(values []uint32) uint32 {
+	off := a.alloc(len(values))
+	copy(a.words[off:], values)
+	return kindTable<<kindShift | off
 }
 
-func headDepth(head uint32) uint32 { return head >> 16 & 0xff }
-
-func headKeyWords(head uint32) int { return int(head >> 24) }
-
-func readKey6(w []uint32, off uint32) Key6 {
-	k := w[off+headWords : off+headWords+4]
-	return Key6{Hi: uint64(k[0])<<32 | uint64(k[1]), Lo: uint64(k[2])<<32 | uint64(k[3])}
+func (a *arena) storeSkip(miss uint32, to place, value uint32) uint32 {
+	off := a.alloc(skipWords)
+	w := a.words[off : off+skipWords]
+	w[0] = to.depth<<24 | miss
+	w[1], w[2], w[3], w[4] = uint32(to.key.Hi>>32), uint32(to.key.Hi), uint32(to.key.Lo>>32), uint32(to.key.Lo)
+	w[skipValue] = value
+	return kindSkip<<kindShift | off
 }
+
+// skipPlace is where the skip w leads.
+func (a *arena) skipPlace(w uint32) place {
+	s := a.words[w&offMask:][:skipWords]
+	return place{family: ipv6, key: readKey6(s[1:]), depth: s[0] >> 24, low: s[0]>>24 >= 64}
+}
+
+// storeList stores routes, the longest first. cover is the leaf for all other addresses.
+func (a *arena) storeList(kind, cover uint32, routes []route) uint32 {
+	width := listWidth(kind)
+	off := a.alloc(1 + len(routes)*width)
+	w := a.words[off:]
+	w[0] = uint32(len(routes))<<24 | cover
+	for i, at := range routes {
+		encode(w[1+i*width:][:width], at)
+	}
+	return kind<<kindShift | off
+}
+
+// listWidth is the number of words that a route takes in a kind of list.
+func listWidth(kind uint32) int {
+	switch kind {
+	case kindList4:
+		return 2
+	case kindListHi:
+		return 3
+	}
+	return 5
+}
+
+// miss is the leaf of the addresses that a list or skip has nothing else for.
+func (a *arena) miss(w uint32) uint32 { return a.words[w&offMask] & hopMask }

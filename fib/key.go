@@ -26,6 +26,14 @@ func (f family) keyWords() int {
 	return 4
 }
 
+// familyOf returns the family of an address. IPv4-mapped counts as IPv6.
+func familyOf(a netip.Addr) family {
+	if a.Is4() {
+		return ipv4
+	}
+	return ipv6
+}
+
 // split turns an address into its family and its bits, left-aligned. IPv4-mapped counts as IPv6.
 func split(a netip.Addr) (family, Key6) {
 	if a.Is4() {
@@ -79,4 +87,10 @@ func commonBits(a, b Key6) uint32 {
 		return uint32(bits.LeadingZeros64(x))
 	}
 	return 64 + uint32(bits.LeadingZeros64(a.Lo^b.Lo))
+}
+
+// readKey6 reads the first four words of w as an address.
+func readKey6(w []uint32) Key6 {
+	w = w[:4]
+	return Key6{Hi: uint64(w[0])<<32 | uint64(w[1]), Lo: uint64(w[2])<<32 | uint64(w[3])}
 }

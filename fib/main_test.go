@@ -4,9 +4,9 @@ import (
 	"bufio"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
-	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -26,6 +26,13 @@ func scaled(n int) int {
 		return n / 20
 	}
 	return n
+}
+
+// lowThresholds makes tables of a few dozen routes large ones, with smaller roots, until the test ends.
+func lowThresholds(t testing.TB) {
+	grow, shrink, table, roots := growRoutes, shrinkRoutes, tableRoutes, layouts
+	growRoutes, shrinkRoutes, tableRoutes, layouts = 60, 30, 8, [2][2]uint32{{2, 10}, {4, 7}}
+	t.Cleanup(func() { growRoutes, shrinkRoutes, tableRoutes, layouts = grow, shrink, table, roots })
 }
 
 // golden is the slow model of a Table: a slice and a loop.
@@ -91,13 +98,6 @@ func (m *byLength) lookup(a netip.Addr) NextHop {
 		}
 	}
 	return None
-}
-
-func familyOf(a netip.Addr) family {
-	if a.Is4() {
-		return ipv4
-	}
-	return ipv6
 }
 
 // randomPrefix draws from few enough address bits that prefixes nest and collide, at any length.
@@ -188,50 +188,118 @@ func checkContents(t *testing.T, tab *Table, routes []Route) {
 	}
 }
 
-// checkArena walks the memory: every word belongs to word 0, one reachable node or one free block (so nothing
-// leaked and nothing was freed twice), and the trie has its canonical form. Nothing may be pending.
+// checkArena walks the memory: every word belongs to the arena's head, one reachable block or one free block
+// (so nothing leaked and nothing was freed twice), and the blocks are those that compiling the routes anew
+// makes. Nothing may be pending.
 func checkArena(t *testing.T, tab *Table) {
 	t.Helper()
+	tab.flush()
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
 	a, v := tab.arena, tab.current.Load()
 	owner := make([]byte, len(a.words))
-	owner[0] = 'z'
-	claim := func(off uint32, size int, who byte) {
-		for i := int(off); i < int(off)+size; i++ {
+	owner[0], owner[1] = 'h', 'h'
+	claim := func(w uint32, size int, who byte) {
+		off := int(w & offMask)
+		for i := off; i < off+size; i++ {
 			if owner[i] != 0 {
 				t.Fatalf("word %d belongs to %c and %c", i, owner[i], who)
 			}
 			owner[i] = who
 		}
 	}
-	var visit func(off uint32)
-	visit = func(off uint32) {
-		if off == 0 {
+	var visit func(w uint32)
+	visit = func(w uint32) {
+		if w < pointer {
 			return
 		}
-		claim(off, a.size(off), 'n')
-		kids := bits.OnesCount16(uint16(a.words[off]))
-		if a.words[off+1] == 0 && kids < 2 {
-			t.Fatalf("node %d has no prefix and %d children", off, kids)
-		}
-		for _, kid := range load(a.words, off).kids {
-			visit(kid)
+		claim(w, a.size(w), 'b')
+		for _, v := range children(a, w) {
+			visit(v)
 		}
 	}
-	visit(v.roots[ipv4])
-	visit(v.roots[ipv6])
+	for _, w := range slices.Concat(v.root4, v.root6) {
+		visit(w)
+	}
 	if n := len(owner) - count(owner, 0); n != a.live {
 		t.Fatalf("%d words are reachable, %d counted as live", n, a.live)
 	}
-	for size, off := range a.free {
-		for ; off != 0; off = a.words[off] {
-			claim(off, size, 'f')
+	for i := range a.free {
+		for off := a.free[i]; off != 0; off = a.words[off] {
+			claim(off, 2*i, 'f')
 		}
+	}
+	for off := a.freeTable; off != 0; off = a.words[off] {
+		claim(off, 1<<tableBits, 'f')
 	}
 	if n := count(owner, 0); n != 0 {
 		t.Fatalf("%d of %d words leaked", n, len(owner))
 	}
+	fresh := edit{ribs: &tab.ribs, roots: [2][]uint32{v.root4, v.root6}}
+	fresh.rebuild()
+	for f, root := range [2][]uint32{v.root4, v.root6} {
+		if len(root) != len(fresh.roots[f]) {
+			t.Fatalf("root of %d words, compiled anew %d", len(root), len(fresh.roots[f]))
+		}
+		for i, w := range root {
+			if was, is := dump(a, w), dump(fresh.arena, fresh.roots[f][i]); was != is {
+				t.Fatalf("family %d, root position %d: %.500s\ncompiled anew: %.500s", f, i, was, is)
+			}
+		}
+	}
+}
+
+// flush retires what waits for company.
+func (t *Table) flush() {
+	t.mu.Lock()
+	a, blocks := t.arena, t.limbo
+	t.limbo = nil
+	t.mu.Unlock()
+	t.domain.Retire(func() { t.recycle(a, blocks) })
+}
+
+// children are the values of the block that w points to.
+func children(a *arena, w uint32) []uint32 {
+	off := w & offMask
+	switch kindOf(w) {
+	case kindBitmap:
+		return a.words[off+bitmapHead:][:a.runs(w)]
+	case kindTable:
+		return a.words[off:][:1<<tableBits]
+	case kindSkip:
+		return a.words[off+skipValue:][:1]
+	}
+	return nil
+}
+
+// dump writes what a word stands for, without offsets.
+func dump(a *arena, w uint32) string {
+	if w < pointer {
+		return fmt.Sprint(w)
+	}
+	off, size := w&offMask, a.size(w)
+	values := children(a, w)
+	head := a.words[off:][:size-len(values)-a.padding(w)]
+	if kindOf(w) == kindSkip {
+		head = a.words[off:][:skipValue]
+	}
+	s := fmt.Sprintf("(%d %x", kindOf(w), head)
+	for _, v := range values {
+		s += " " + dump(a, v)
+	}
+	return s + ")"
+}
+
+// padding is the number of words at the end of a block that keep the next one's offset even.
+func (a *arena) padding(w uint32) int {
+	used := a.size(w)
+	switch kind := kindOf(w); kind {
+	case kindBitmap:
+		used = bitmapHead + a.runs(w)
+	case kindList4, kindListHi, kindList6:
+		used = 1 + listWidth(kind)*int(a.words[w&offMask]>>24)
+	}
+	return a.size(w) - used
 }
 
 func count(s []byte, b byte) (n int) {
@@ -300,4 +368,10 @@ func generatedPrefixes(n int) []netip.Prefix {
 		}
 	}
 	return slices.SortedFunc(maps.Keys(set), netip.Prefix.Compare)
+}
+
+// held is the number of bytes that a table holds.
+func held(tab *Table) int {
+	_, total := tab.Memory()
+	return total
 }

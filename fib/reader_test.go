@@ -2,8 +2,10 @@ package fib
 
 import (
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,10 +13,18 @@ import (
 	"tapyard/bench/seed"
 )
 
-// TestViewHolds: a View keeps its answers while its reader passes no quiescent point, whatever is changed,
-// re-used, grown or compacted meanwhile. Freed blocks are poisoned, so one freed too early is seen.
+// TestViewHolds: a View keeps its answers while its reader passes no quiescent point, whatever batches change,
+// re-use, grow or rebuild meanwhile. Freed blocks are poisoned, so one freed too early is seen.
 func TestViewHolds(t *testing.T) {
 	r := seed.Rand(t)
+	t.Run("small", func(t *testing.T) { viewHolds(t, r) })
+	t.Run("large", func(t *testing.T) {
+		lowThresholds(t)
+		viewHolds(t, r)
+	})
+}
+
+func viewHolds(t *testing.T, r *rand.Rand) {
 	for range max(scaled(40), 3) {
 		var d Domain
 		reader := d.Register()
@@ -23,18 +33,8 @@ func TestViewHolds(t *testing.T) {
 		for range 10 {
 			reader.Quiesce()
 			v, then := tab.View(), newByLength(model)
-			for range 1 + r.IntN(120) {
-				if len(model) > 0 && r.IntN(2) == 0 {
-					p := model[r.IntN(len(model))].Prefix
-					model.delete(p)
-					if _, err := tab.Delete(p); err != nil {
-						t.Fatal(err)
-					}
-					continue
-				}
-				p, nh := randomPrefix(r), NextHop(1+r.IntN(1000))
-				model.insert(p, nh)
-				if err := tab.Insert(p, nh); err != nil {
+			for range 1 + r.IntN(40) {
+				if err := tab.Apply(randomChanges(r, &model, 2+r.IntN(4))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -51,11 +51,82 @@ func TestViewHolds(t *testing.T) {
 	}
 }
 
+// TestSingleChangesShow: while single changes and batches go on, an existing View answers each lookup as some
+// state since it was taken does. Freed blocks are poisoned, so one freed too early is seen.
+func TestSingleChangesShow(t *testing.T) {
+	r := seed.Rand(t)
+	t.Run("small", func(t *testing.T) { singleChangesShow(t, r) })
+	t.Run("large", func(t *testing.T) {
+		lowThresholds(t)
+		singleChangesShow(t, r)
+	})
+}
+
+func singleChangesShow(t *testing.T, r *rand.Rand) {
+	for range max(scaled(100), 5) {
+		var d Domain
+		reader := d.Register()
+		reader.Online()
+		tab, model := New(&d), golden{}
+		v, answers := tab.View(), map[netip.Addr][]NextHop{}
+		for i := range 300 {
+			if i%30 == 0 {
+				reader.Quiesce()
+				v, answers = tab.View(), map[netip.Addr][]NextHop{}
+				for range 50 {
+					for _, a := range probes(r, randomPrefix(r)) {
+						answers[a] = []NextHop{model.lookup(a)}
+					}
+				}
+			}
+			changes := randomChanges(r, &model, 1+r.IntN(8)/7) // mostly one
+			if err := tab.Apply(changes); err != nil {
+				t.Fatal(err)
+			}
+			for a, known := range answers {
+				if now := model.lookup(a); !slices.Contains(known, now) {
+					answers[a] = append(known, now)
+				}
+				if got := v.Lookup(a); !slices.Contains(answers[a], got) {
+					t.Fatalf("after %v Lookup(%v) = %d, was one of %d since the View was taken", changes, a, got, answers[a])
+				}
+			}
+		}
+		reader.Close()
+		d.Reclaim()
+		checkArena(t, tab)
+	}
+}
+
+// randomChanges makes n changes of a model, half of them deletions as far as there is something to delete.
+func randomChanges(r *rand.Rand, model *golden, n int) (changes []Change) {
+	for range n {
+		if len(*model) > 0 && r.IntN(2) == 0 {
+			p := (*model)[r.IntN(len(*model))].Prefix
+			model.delete(p)
+			changes = append(changes, Change{Prefix: p, Delete: true})
+			continue
+		}
+		p, nh := randomPrefix(r), NextHop(1+r.IntN(1000))
+		model.insert(p, nh)
+		changes = append(changes, Change{Prefix: p, NextHop: nh})
+	}
+	return changes
+}
+
 // TestApplyIsAtomic: a writer moves an IPv4 and an IPv6 route together, one batch each time, while other
 // writers churn and now and then the whole table is loaded anew. No burst of a concurrent reader sees half a
 // batch, or a wrong answer for the routes that never change.
 func TestApplyIsAtomic(t *testing.T) {
 	r := seed.Rand(t)
+	t.Run("small", func(t *testing.T) { applyIsAtomic(t, r) })
+	t.Run("large", func(t *testing.T) {
+		lowThresholds(t)
+		applyIsAtomic(t, r)
+	})
+}
+
+func applyIsAtomic(t *testing.T, r *rand.Rand) {
 	pair4, pair6 := netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:1::/48")
 	fixed := map[string]NextHop{"0.0.0.0/0": 1, "198.51.100.0/24": 2, "198.51.100.77/32": 3, "::/0": 4, "3fff::/20": 5, "3fff::7/128": 6}
 	bulk := []Route{{pair4, 1000}, {pair6, 1000}}

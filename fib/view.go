@@ -3,15 +3,25 @@ package fib
 import (
 	"math/bits"
 	"net/netip"
+	"sync/atomic"
+	"unsafe"
 )
 
-// View is one version of a Table, for the lookups of one burst. It is valid until the next quiescent point of
-// the Reader under which it was taken: using it later may give wrong answers or panic. Lookups are wait-free
-// and allocate nothing. The zero View is not usable.
-type View struct{ v *version }
+// View is a state of a Table, for the lookups of one burst: it shows batches of changes wholly or not at all
+// (see Table.Apply). It is valid until the next quiescent point of the Reader under which it was taken: using
+// it later may give wrong answers or panic. Lookups are wait-free and allocate nothing. The zero View is not
+// usable.
+type View struct {
+	v      *version
+	root4  []uint32 // two fields of v, for Lookup4
+	shift4 uint8
+}
 
 // View returns the table's current version. The caller is an online Reader of the table's Domain.
-func (t *Table) View() View { return View{t.current.Load()} }
+func (t *Table) View() View {
+	v := t.current.Load()
+	return View{v, v.root4, v.shift4}
+}
 
 // Lookup returns the next hop of the longest prefix that holds addr, or None. An IPv4-mapped IPv6 address is
 // looked up as IPv4, a zone is ignored, and the zero Addr has no route.
@@ -27,77 +37,206 @@ func (v View) Lookup(addr netip.Addr) NextHop {
 }
 
 // Lookup4 returns the next hop for an IPv4 address (host order of its big-endian bytes: 10.0.0.1 is
-// 0x0a000001), or None.
-func (v View) Lookup4(addr uint32) NextHop {
-	w, best := v.v.words, uint32(0) // word 0 of an arena is None
-	for off := v.v.roots[ipv4]; off != 0; {
-		head := w[off]
-		depth := headDepth(head)
-		if (addr^w[off+headWords])>>(32-depth) != 0 {
-			break
-		}
-		best, off = step(w, off, head, headWords+1, addr>>(28-depth)&15, best)
+// 0x0a000001), or None. The compiler inlines it by a hair, which makes random lookups in the Internet's table,
+// two thirds of which end here, a quarter faster.
+func (v View) Lookup4(addr uint32) (nh NextHop) {
+	if nh = NextHop(atomic.LoadUint32(&v.root4[addr>>v.shift4])); nh >= pointer {
+		nh = v.walk4(addr)
 	}
-	return NextHop(w[best])
+	return
+}
+
+func (v View) walk4(addr uint32) NextHop {
+	w, x := atomic.LoadUint32(&v.root4[addr>>(v.shift4&31)]), uint64(addr)<<(-v.shift4&63)
+	for ; w >= pointer; x <<= bitmapBits {
+		if w>>kindShift != kindBitmap {
+			return v.v.list4(w, addr)
+		}
+		w = v.v.bitmap(w, x)
+	}
+	return NextHop(w)
 }
 
 // Lookup6 returns the next hop for an IPv6 address (see Key6), or None. It takes the bits as they are: an
 // IPv4-mapped address is an IPv6 address here.
 func (v View) Lookup6(hi, lo uint64) NextHop {
-	w, best := v.v.words, uint32(0)
-	for off := v.v.roots[ipv6]; off != 0; {
-		head := w[off]
-		depth := headDepth(head)
-		k := Key6{Hi: hi, Lo: lo}
-		if !samePrefix(k, readKey6(w, off), depth) {
-			break
-		}
-		best, off = step(w, off, head, headWords+4, nibble(k, depth), best)
-	}
-	return NextHop(w[best])
+	t := v.v
+	return t.walk6(atomic.LoadUint32(&t.root6[hi>>(t.shift6&63)]), hi<<(-t.shift6&63), Key6{hi, lo})
 }
 
-// Lookup4Batch writes the next hop of keys[i] into out[i]; out is at least as long as keys.
+// walk6 goes on from w, with the bits of the key that lie before it at the top of x.
+func (t *version) walk6(w uint32, x uint64, k Key6) NextHop {
+	for w >= pointer {
+		switch w >> kindShift {
+		case kindBitmap:
+			w = t.bitmap(w, x)
+			x <<= bitmapBits
+		case kindTable:
+			w = t.table(w, x)
+			x <<= tableBits
+		case kindSkip:
+			w, x = t.skip(w, k)
+		case kindListHi:
+			return t.listHi(w, k.Hi)
+		default:
+			return t.list6(w, k)
+		}
+	}
+	return NextHop(w)
+}
+
+// bitmap returns the value of the position in the bitmap w that the upper bits of x select. It is where lookups
+// spend their time, and without bounds checks 8 to 15 % faster; the offsets in pointers are the arena's own.
+func (t *version) bitmap(w uint32, x uint64) uint32 {
+	block := unsafe.Add(t.base, uintptr(w&offMask)*4)
+	head := (*[bitmapHead]uint32)(block)
+	run := bits.OnesCount64((uint64(head[0]) | uint64(head[1])<<32) << (^(x >> (64 - bitmapBits)) & (positions - 1)))
+	return atomic.LoadUint32((*uint32)(unsafe.Add(block, (bitmapHead+run)*4)))
+}
+
+// table returns the value of the position in the table w that the upper bits of x select.
+func (t *version) table(w uint32, x uint64) uint32 {
+	return atomic.LoadUint32(&t.words[w&offMask+uint32(x>>(64-tableBits))])
+}
+
+// skip returns the value that the skip w has for a key, and the key's bits from there on.
+func (t *version) skip(w uint32, k Key6) (uint32, uint64) {
+	s := t.words[w&offMask:][:skipWords]
+	depth := s[0] >> 24
+	if !samePrefix(k, readKey6(s[1:]), depth) {
+		return s[0] & hopMask, 0
+	}
+	if depth < 64 {
+		return atomic.LoadUint32(&s[skipValue]), k.Hi << depth
+	}
+	return atomic.LoadUint32(&s[skipValue]), k.Lo << (depth - 64)
+}
+
+// list4 searches a list. Its routes are the longest first.
+func (t *version) list4(w, addr uint32) NextHop {
+	list := t.words[w&offMask:]
+	head := list[0]
+	list = list[1:][:2*(head>>24)]
+	for ; len(list) >= 2; list = list[2:] {
+		if (list[0]^addr)>>(32-list[1]>>24) == 0 {
+			return NextHop(list[1] & hopMask)
+		}
+	}
+	return NextHop(head & hopMask)
+}
+
+// listHi searches a list whose routes end in the upper half of an address.
+func (t *version) listHi(w uint32, hi uint64) NextHop {
+	list := t.words[w&offMask:]
+	head := list[0]
+	list = list[1:][:3*(head>>24)]
+	for ; len(list) >= 3; list = list[3:] {
+		if ((uint64(list[0])<<32|uint64(list[1]))^hi)>>(64-list[2]>>24) == 0 {
+			return NextHop(list[2] & hopMask)
+		}
+	}
+	return NextHop(head & hopMask)
+}
+
+func (t *version) list6(w uint32, k Key6) NextHop {
+	list := t.words[w&offMask:]
+	head := list[0]
+	list = list[1:][:5*(head>>24)]
+	for ; len(list) >= 5; list = list[5:] {
+		if samePrefix(k, readKey6(list), list[4]>>24) {
+			return NextHop(list[4] & hopMask)
+		}
+	}
+	return NextHop(head & hopMask)
+}
+
+// burstKeys is how many keys are looked up side by side.
+const burstKeys = 64
+
+// search is a lookup that has come to a bitmap: the word for it, the address bits from there on at the top of
+// x, and the number of the key.
+type search struct {
+	x    uint64
+	w, i uint32
+}
+
+// Lookup4Batch writes the next hop of keys[i] into out[i]; out is at least as long as keys. It goes down level
+// by level with those keys that have no answer yet: their loads overlap, and no branch depends on a key, so
+// that none is mispredicted.
 func (v View) Lookup4Batch(keys []uint32, out []NextHop) {
+	for ; len(keys) > burstKeys; keys, out = keys[burstKeys:], out[burstKeys:] {
+		v.v.burst4(keys[:burstKeys], out)
+	}
+	v.v.burst4(keys, out)
+}
+
+func (t *version) burst4(keys []uint32, out []NextHop) {
+	var searches [burstKeys]search
+	n, shift, left := uint(0), t.shift4&31, -t.shift4&63
+	root := t.root4
 	out = out[:len(keys)]
-	for i, k := range keys {
-		out[i] = v.Lookup4(k)
+	for i, addr := range keys {
+		w := atomic.LoadUint32(&root[addr>>shift])
+		out[i] = NextHop(w)
+		searches[n%burstKeys] = search{uint64(addr) << left, w, uint32(i)}
+		n += isBitmap(w)
 	}
-}
-
-// Lookup6Batch writes the next hop of keys[i] into out[i]; out is at least as long as keys.
-func (v View) Lookup6Batch(keys []Key6, out []NextHop) {
-	out = out[:len(keys)]
-	for i, k := range keys {
-		out[i] = v.Lookup6(k.Hi, k.Lo)
-	}
-}
-
-// step looks up four bits n in the node at off, whose hops begin `start` words into it. It returns where the
-// longest match so far stands and the child to go on with, 0 at the end.
-func step(w []uint32, off, head, start, n, best uint32) (newBest, child uint32) {
-	prefixes := w[off+1]
-	hops := off + start
-	if m := prefixes & covering[n]; m != 0 {
-		longest := uint32(bits.Len32(m) - 1)
-		best = hops + rank(prefixes, longest)
-	}
-	if head>>n&1 == 0 {
-		return best, 0
-	}
-	return best, w[hops+uint32(bits.OnesCount32(prefixes))+rank(head, n)]
-}
-
-// covering[n] has the bits (see slot) of the prefixes inside a node that hold the four bits n, from the
-// 4-bit prefix 16|n over 8|n/2, 4|n/4 and 2|n/8 to the empty one, 1. A longer prefix has a higher bit.
-var covering = func() (c [16]uint32) {
-	for n := range c {
-		for i := 16 | n; i > 0; i /= 2 {
-			c[n] |= 1 << i
+	t.bitmaps(searches[:n], out)
+	for i, nh := range out {
+		if nh >= pointer {
+			out[i] = t.list4(uint32(nh), keys[i])
 		}
 	}
-	return c
-}()
+}
 
-// rank counts the bits of set below bit i.
-func rank(set, i uint32) uint32 { return uint32(bits.OnesCount32(set & (1<<i - 1))) }
+// Lookup6Batch writes the next hop of keys[i] into out[i], like Lookup4Batch.
+func (v View) Lookup6Batch(keys []Key6, out []NextHop) {
+	for ; len(keys) > burstKeys; keys, out = keys[burstKeys:], out[burstKeys:] {
+		v.v.burst6(keys[:burstKeys], out)
+	}
+	v.v.burst6(keys, out)
+}
+
+func (t *version) burst6(keys []Key6, out []NextHop) {
+	var searches [burstKeys]search
+	n, shift, left := uint(0), t.shift6&63, -t.shift6&63
+	root := t.root6
+	out = out[:len(keys)]
+	for i := range keys {
+		w, x := atomic.LoadUint32(&root[keys[i].Hi>>shift]), keys[i].Hi<<left
+		if w>>kindShift == kindTable {
+			w, x = t.table(w, x), x<<tableBits
+		}
+		out[i] = NextHop(w)
+		searches[n%burstKeys] = search{x, w, uint32(i)}
+		n += isBitmap(w)
+	}
+	t.bitmaps(searches[:n], out)
+	for i, nh := range out {
+		if nh >= pointer { // a list or a skip, which look at the key from its first bit
+			out[i] = t.walk6(uint32(nh), 0, keys[i])
+		}
+	}
+}
+
+// isBitmap is 1 for a pointer to a bitmap and 0 for other words, without a branch.
+func isBitmap(w uint32) uint {
+	if w-kindBitmap<<kindShift < pointer {
+		return 1
+	}
+	return 0
+}
+
+// bitmaps goes on with each search until it comes to something else than a bitmap, and writes that into out.
+func (t *version) bitmaps(left []search, out []NextHop) {
+	for len(left) > 0 {
+		n := uint(0)
+		for _, s := range left {
+			w := t.bitmap(s.w, s.x)
+			out[s.i] = NextHop(w)
+			left[n] = search{s.x << bitmapBits, w, s.i}
+			n += isBitmap(w)
+		}
+		left = left[:n]
+	}
+}
