@@ -15,7 +15,7 @@
 // routes two thirds of all covered addresses end in the root and nearly all others in one bitmap behind it.
 //
 // A batch of lookups goes down level by level and keeps only the keys that have no answer yet, so that cache
-// misses overlap and no branch depends on a key.
+// misses overlap and no branch depends on a key; with AVX-512 it does so in vectors (burst_amd64.s).
 //
 // # What the writer knows
 //

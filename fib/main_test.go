@@ -159,11 +159,22 @@ func checkLookups(t *testing.T, v View, want func(netip.Addr) NextHop, addrs []n
 			keys6, want6 = append(keys6, k), append(want6, nh)
 		}
 	}
+	for len(keys4)%vectorKeys != 0 && len(keys4) > 0 { // vectors take no fewer
+		keys4, want4 = append(keys4, keys4[0]), append(want4, want4[0])
+	}
+	for len(keys6)%vectorKeys != 0 && len(keys6) > 0 {
+		keys6, want6 = append(keys6, keys6[0]), append(want6, want6[0])
+	}
 	got4, got6 := make([]NextHop, len(keys4)), make([]NextHop, len(keys6))
 	v.Lookup4Batch(keys4, got4)
 	v.Lookup6Batch(keys6, got6)
 	if !slices.Equal(got4, want4) || !slices.Equal(got6, want6) {
 		t.Fatalf("batched lookups differ from single ones:\n%v\n%v\n%v\n%v", got4, want4, got6, want6)
+	}
+	v.v.batch4(keys4, got4)
+	v.v.batch6(keys6, got6)
+	if !slices.Equal(got4, want4) || !slices.Equal(got6, want6) {
+		t.Fatalf("lookups in bursts without vectors differ from single ones:\n%v\n%v\n%v\n%v", got4, want4, got6, want6)
 	}
 }
 
