@@ -25,6 +25,7 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 		compareCommand("tcp", "Throughput of one TCP stream between two pods on one node", TCP),
 		restartCommand(),
 		hostileCommand(),
+		fibCommand(),
 		workerCommand(),
 	)
 	return cmd

@@ -22,6 +22,7 @@ type Report struct {
 	Commit string            `json:"commit"` // of this binary, "unknown" if built outside of a repository
 	Rows   []Row             `json:"rows"`
 	Absent map[string]string `json:"absent,omitempty"` // peers that were not measured, and why
+	Notes  []string          `json:"notes,omitempty"`  // what else a reader of the figures has to know
 }
 
 // Row is one figure: the median of the runs, between its quartiles. In a row that compares with a peer it
@@ -123,6 +124,9 @@ func quartiles(xs []float64) (q [3]float64, ok bool) {
 func (r *Report) WriteTable(w io.Writer) error {
 	fmt.Fprintln(w, r.Host)
 	fmt.Fprintln(w, "commit", r.Commit)
+	for _, note := range r.Notes {
+		fmt.Fprintln(w, note)
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nNAME\tMEDIAN\tQUARTILES\tUNIT")
 	for _, row := range r.Rows {
