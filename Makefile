@@ -13,14 +13,18 @@ help: ## this list
 # $(install) installs the packages in the shell's array `need`.
 install = if (($${\#need[@]})); then echo "installing $${need[*]}"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${need[@]}" >/dev/null; fi
 
+# $(libdpdk) succeeds where the tables of DPDK can be compiled against.
+libdpdk = pkg-config --exists libdpdk 2>/dev/null
+
 deps: ## install what build and demo need and the machine lacks (a C compiler for `raw`, iproute2)
 	@need=(); command -v cc >/dev/null || need+=(gcc libc6-dev); command -v ip >/dev/null || need+=(iproute2); $(install)
 	@command -v go >/dev/null || { echo "Go is missing; install it from go.dev or Debian's backports"; exit 1; }
 
 # Open vSwitch runs as a child of the tests; the package's own service is not used.
-test-deps: deps ## install what tests need besides: other VXLAN speakers, other decoders of packets
+test-deps: deps ## install what tests need besides: other VXLAN speakers, other decoders of packets, DPDK's tables
 	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy; do \
-	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; $(install)
+	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; \
+	  $(libdpdk) || need+=(libdpdk-dev pkg-config); $(install)
 
 build: ## bin/tapyard and bin/tapyard-cni
 	@mkdir -p bin
@@ -53,9 +57,11 @@ fuzz: ## each fuzz target for FUZZTIME (4s)
 demo: deps build ## three nodes on this machine, their pods' connectivity, speed and ledger, live; FLAGS="--underlay6 --workers 2"
 	bin/tapyard demo $(FLAGS)
 
-bench: deps build ## pps and tcp beside the C loop `raw`
+bench: deps build ## pps and tcp beside the C loop `raw`, the forwarding table beside bart and DPDK
+	@need=(); $(libdpdk) || need+=(libdpdk-dev pkg-config); ($(install)) || echo "no libdpdk-dev: going on without it"
 	bin/tapyard bench pps --peers raw
 	bin/tapyard bench tcp --peers raw
+	bin/tapyard bench fib
 
 clean: ## remove bin/
 	rm -rf bin

@@ -7,10 +7,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"strconv"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
+	"tapyard/fib"
 )
 
 const (
@@ -54,14 +55,15 @@ type fibBench struct {
 	prefixes []netip.Prefix // sorted, each once
 	sizes    []int          // of subsets, see fibSizes
 	keys     int            // per set
-	cpus     unix.CPUSet    // that everybody runs on
+	cpu      int            // that everybody runs on
+	dpdk     *dpdk          // nil if it is absent
 	names    []string       // of rows with ns/lookup, in the order measured
 	figures  map[string][]float64
 	report   *Report
 }
 
 // FIB measures package fib beside other tables.
-func FIB(ctx context.Context, cfg FIBConfig) (*Report, error) {
+func FIB(ctx context.Context, cfg FIBConfig) (report *Report, err error) {
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
@@ -70,35 +72,54 @@ func FIB(ctx context.Context, cfg FIBConfig) (*Report, error) {
 		return nil, err
 	}
 	defer lock.Close()
-	b := &fibBench{cfg: cfg, sizes: fibSizes, keys: fibKeys}
-	var note string
-	if b.prefixes, note, err = loadPrefixes(cfg.Routes); err != nil {
+	prefixes, note, err := loadPrefixes(cfg.Routes)
+	if err != nil {
+		return nil, err
+	}
+	b, err := newFIBBench(cfg, prefixes)
+	if err != nil {
 		return nil, err
 	}
 	if note != "" {
-		b.note(note)
+		b.note("%s", note)
 	}
 	return b.run(ctx)
 }
 
-// run measures everything.
-func (b *fibBench) run(ctx context.Context) (*Report, error) {
-	b.cfg.Repeat = max(b.cfg.Repeat, 1)
-	b.figures = map[string][]float64{}
-	if b.report == nil {
-		b.report = &Report{}
+func newFIBBench(cfg FIBConfig, prefixes []netip.Prefix) (*fibBench, error) {
+	cfg.Repeat = max(cfg.Repeat, 1)
+	b := &fibBench{cfg: cfg, prefixes: prefixes, sizes: fibSizes, keys: fibKeys, figures: map[string][]float64{}}
+	b.report = &Report{Host: hostLine(), Commit: commit(), Absent: map[string]string{}}
+	_, cpus, err := splitCPUs()
+	for !cpus.IsSet(b.cpu) && err == nil {
+		b.cpu++
 	}
-	b.report.Host, b.report.Commit = hostLine(), commit()
-	var err error
-	if _, b.cpus, err = splitCPUs(); err != nil {
+	return b, err
+}
+
+// run measures everything.
+func (b *fibBench) run(ctx context.Context) (report *Report, err error) {
+	dir, err := os.MkdirTemp("", benchPrefix)
+	if err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := b.start(ctx, dir); err != nil {
+		return nil, err
+	}
+	if b.dpdk != nil {
+		defer b.dpdk.close()
+	}
 	for _, f := range []ipFamily{family4, family6} {
-		if err := b.family(ctx, f); err != nil {
+		err := b.family(ctx, f)
+		if ctx.Err() != nil {
+			return nil, errors.New("interrupted") // instead of how the child ended
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
-	b.report.Rows = append(b.report.Rows, b.gates()...)
+	b.report.Rows = append(b.report.Rows, gates(b.figures)...)
 	for _, name := range b.names {
 		q, _ := quartiles(b.figures[name])
 		b.report.Rows = append(b.report.Rows, Row{Name: name, Unit: "ns/lookup", Value: q[1], Low: q[0], High: q[2]})
@@ -106,12 +127,25 @@ func (b *fibBench) run(ctx context.Context) (*Report, error) {
 	return b.report, nil
 }
 
-// note is progress that belongs into the report as well.
-func (b *fibBench) note(text string) {
-	b.say("%s", text)
-	if b.report == nil {
-		b.report = &Report{}
+// start brings DPDK up, or notes that it is absent.
+func (b *fibBench) start(ctx context.Context, dir string) (err error) {
+	b.dpdk, err = startDPDK(ctx, dir, b.cpu, b.say)
+	var absent *absentError
+	if errors.As(err, &absent) {
+		b.report.Absent[absent.peer] = absent.why
+		b.say("%v", absent)
+		return nil
 	}
+	if err == nil {
+		b.note("DPDK's memory: %s", b.dpdk.pages)
+	}
+	return err
+}
+
+// note is progress that belongs into the report as well.
+func (b *fibBench) note(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	b.say("%s", text)
 	b.report.Notes = append(b.report.Notes, text)
 }
 
@@ -123,7 +157,7 @@ func (b *fibBench) say(format string, args ...any) {
 // family measures all tables of one family.
 func (b *fibBench) family(ctx context.Context, f ipFamily) error {
 	prefixes := f.of(b.prefixes)
-	r := rand.New(rand.NewPCG(fibSeed, uint64(len(f))))
+	r := rand.New(rand.NewPCG(fibSeed, uint64(len(prefixes))))
 	for _, n := range b.sizes {
 		if n < len(prefixes) {
 			if err := b.table(ctx, r, f, strconv.Itoa(n), subset(r, prefixes, n)); err != nil {
@@ -137,45 +171,67 @@ func (b *fibBench) family(ctx context.Context, f ipFamily) error {
 	return b.table(ctx, r, f, allSizes, prefixes)
 }
 
-// table measures one table with all assignments of next hops and all keys.
+// table measures one table with all keys. The assignments of next hops are the hardest one and, where rows
+// compare, each.
 func (b *fibBench) table(ctx context.Context, r *rand.Rand, f ipFamily, size string, prefixes []netip.Prefix) error {
 	random := newKeySet(f, randomAddrs(r, f, prefixes, b.keys))
 	skewed := newKeySet(f, skewedAddrs(r, f, prefixes, b.keys))
 	for _, hops := range hopAssignments {
-		tables, err := buildTables(f, hops.routes(prefixes))
-		if err != nil {
-			return err
-		}
-		for _, kind := range []struct {
-			name      string
-			keys      *keySet
-			dependent bool
-		}{{"random", random, false}, {"skewed", skewed, false}, {"dependent", random, true}} {
-			c := &cell{base: fmt.Sprintf("%s.%s.%%s.%s.%s", f, kind.name, hops.name, size), addrs: kind.keys.addrs}
-			c.contenders = tables.contenders(kind.keys, kind.dependent)
-			if err := b.cell(ctx, c, b.rounds(f, kind.name, size)); err != nil {
-				return err
+		var kinds []keyKind
+		for _, k := range []keyKind{{"random", random, false}, {"skewed", skewed, false}, {"dependent", random, true}} {
+			if hops.name == hardestHops || gatedRows[fmt.Sprintf("%s.%s.single.%s.%s.tapyard", f, k.name, hops.name, size)] {
+				kinds = append(kinds, k)
 			}
+		}
+		if len(kinds) == 0 {
+			continue
+		}
+		if err := b.cells(ctx, f, fmt.Sprintf("%s.%s", hops.name, size), hops.routes(prefixes), kinds); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// rounds is how often a cell is measured: those that rows compare are more often.
-func (b *fibBench) rounds(f ipFamily, keys, size string) int {
-	if size == allSizes && keys != "skewed" || f == family4 && keys == "random" && size == strconv.Itoa(fibSizes[0]) {
-		return b.cfg.Repeat
+// keyKind is a way to ask.
+type keyKind struct {
+	name      string
+	keys      *keySet
+	dependent bool // each key is found by the last answer
+}
+
+// cells builds everybody's tables of the routes and lets them answer each kind of keys.
+func (b *fibBench) cells(ctx context.Context, f ipFamily, name string, routes []fib.Route, kinds []keyKind) error {
+	tables, err := buildTables(f, routes)
+	if err != nil {
+		return err
 	}
-	return max(b.cfg.Repeat/3, 1)
+	vector := false
+	if b.dpdk != nil {
+		if vector, err = b.dpdk.load(f, routes); err != nil {
+			return err
+		}
+	}
+	for _, k := range kinds {
+		c := &cell{base: fmt.Sprintf("%s.%s.%%s.%s", f, k.name, name), addrs: k.keys.addrs}
+		c.contenders = tables.contenders(k.keys, k.dependent)
+		if b.dpdk != nil {
+			if err := b.dpdk.setKeys(f, k.keys.addrs); err != nil {
+				return err
+			}
+			c.contenders = append(c.contenders, b.dpdk.contenders(f, vector, k.dependent)...)
+		}
+		if err := b.cell(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // cell measures a cell and keeps its figures.
-func (b *fibBench) cell(ctx context.Context, c *cell, rounds int) error {
-	if ctx.Err() != nil {
-		return errors.New("interrupted")
-	}
-	return onCPUs(b.cpus, func() error {
-		figures, err := c.run(rounds)
+func (b *fibBench) cell(ctx context.Context, c *cell) error {
+	return onCPUs(oneCPU(b.cpu), func() error {
+		figures, err := c.run(ctx, b.rounds)
 		if err != nil {
 			return err
 		}
@@ -189,72 +245,10 @@ func (b *fibBench) cell(ctx context.Context, c *cell, rounds int) error {
 	})
 }
 
-// gate is a row that compares. Ours and theirs are rows' names with %s where the hops belong; where there are
-// several of theirs, the fastest counts.
-type gate struct {
-	name   string
-	ours   string
-	theirs []gatePeer
-}
-
-type gatePeer struct{ peer, row string }
-
-var fibGates = []gate{
-	{"ipv4.random.single", "ipv4.random.single.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv4.random.single.%s.all.bart-table"}}},
-	{"ipv4.random.batch", "ipv4.random.batch.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv4.random.single.%s.all.bart-table"}}},
-	{"ipv6.random.single", "ipv6.random.single.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv6.random.single.%s.all.bart-table"}}},
-	{"ipv6.random.batch", "ipv6.random.batch.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv6.random.single.%s.all.bart-table"}}},
-	{"ipv4.dependent", "ipv4.dependent.single.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv4.dependent.single.%s.all.bart-table"}}},
-	{"ipv6.dependent", "ipv6.dependent.single.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv6.dependent.single.%s.all.bart-table"}}},
-	{"ipv4.small", "ipv4.random.single.%s.10.tapyard", []gatePeer{{"bart.Lite", "ipv4.random.single.%s.10.bart-lite"}}},
-}
-
-// gates are the rows that compare: each the worse of its assignments of next hops, and then all of them.
-func (b *fibBench) gates() (rows []Row) {
-	for _, g := range fibGates {
-		var each []Row
-		for _, hops := range hopAssignments {
-			if row, ok := b.worst(g, hops.name); ok {
-				each = append(each, row)
-			}
-		}
-		if len(each) == 0 {
-			continue
-		}
-		gate := worse(each)
-		gate.Name = g.name
-		rows = append(append(rows, gate), each...)
+// rounds is how often a contender is measured: one that a row compares is more often.
+func (b *fibBench) rounds(name string) int {
+	if gatedRows[name] {
+		return b.cfg.Repeat
 	}
-	return rows
-}
-
-// worst compares for one assignment of next hops; ok is false if none of the peers was measured.
-func (b *fibBench) worst(g gate, hops string) (row Row, ok bool) {
-	var each []Row
-	ours := b.figures[fmt.Sprintf(g.ours, hops)]
-	for _, p := range g.theirs {
-		theirs := b.figures[fmt.Sprintf(p.row, hops)]
-		var ratios []float64
-		for i := range theirs {
-			ratios = append(ratios, theirs[i]/ours[i])
-		}
-		if q, ok := quartiles(ratios); ok {
-			each = append(each, Row{Name: g.name + "." + hops, Unit: unitRatio, Peer: p.peer, Value: q[1], Ratio: q[1], Low: q[0], High: q[2]})
-		}
-	}
-	if len(each) == 0 {
-		return row, false
-	}
-	return worse(each), true
-}
-
-// worse is the row with the lowest ratio.
-func worse(rows []Row) Row {
-	lowest := rows[0]
-	for _, r := range rows[1:] {
-		if r.Ratio < lowest.Ratio {
-			lowest = r
-		}
-	}
-	return lowest
+	return max(b.cfg.Repeat/3, 1)
 }

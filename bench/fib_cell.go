@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -122,46 +123,58 @@ type cell struct {
 // name is that of the row with a contender's figure.
 func (c *cell) name(x *contender) string { return fmt.Sprintf(c.base, x.mode) + "." + x.who }
 
-// run lets the contenders look up all keys in turn, round by round, and compares their sums. It returns
-// nanoseconds per lookup by row, one for each round but the first, which only warms up.
-func (c *cell) run(rounds int) (figures map[string][]float64, err error) {
+// warmUpShare is which part of the keys warms caches up before the first round.
+const warmUpShare = 4
+
+// run lets the contenders look up all keys in turn, round by round, and compares their sums. Each takes part in as
+// many rounds as the caller says for its row's name, the first contender in all. It returns nanoseconds per lookup
+// by row, one for each round; a warm-up comes before.
+func (c *cell) run(ctx context.Context, rounds func(name string) int) (figures map[string][]float64, err error) {
 	runtime.GC() // now rather than meanwhile
 	figures = map[string][]float64{}
-	for round := range 1 + rounds {
-		sums := make([]uint64, len(c.contenders))
-		for i := range c.contenders {
-			x := &c.contenders[i]
-			sum, took, err := x.pass(0, len(c.addrs))
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", c.name(x), err)
-			}
-			sums[i] = sum
-			if round > 0 {
-				figures[c.name(x)] = append(figures[c.name(x)], float64(took.Nanoseconds())/float64(len(c.addrs)))
+	if err := c.round(len(c.addrs)/warmUpShare, c.contenders, func(string, float64) {}); err != nil {
+		return nil, err
+	}
+	for n := 0; ; n++ {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		var turn []contender
+		for i, x := range c.contenders {
+			if n < rounds(c.name(&c.contenders[i])) {
+				turn = append(turn, x)
 			}
 		}
-		if err := c.compare(sums); err != nil {
+		if len(turn) == 0 {
+			return figures, nil
+		}
+		err := c.round(len(c.addrs), turn, func(name string, ns float64) { figures[name] = append(figures[name], ns) })
+		if err != nil {
 			return nil, err
 		}
 	}
-	return figures, nil
 }
 
-// compare returns an error unless all sums over all keys are the first contender's, and every key is covered in
-// the eyes of those that only count matches.
-func (c *cell) compare(sums []uint64) error {
-	for i := range c.contenders {
-		x, reference := &c.contenders[i], &c.contenders[0]
-		if x.matches {
-			reference = &contender{mode: x.mode, who: "key-set", pass: covered}
+// round lets contenders look up the first n keys, and passes on how long a lookup took each. Their sums have to be
+// equal, or for those that only count matches, all keys covered.
+func (c *cell) round(n int, contenders []contender, took func(name string, ns float64)) error {
+	var first *contender
+	var want uint64
+	for i := range contenders {
+		x := &contenders[i]
+		sum, time, err := x.pass(0, n)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name(x), err)
 		}
-		want := sums[0]
-		if x.matches {
-			want = uint64(len(c.addrs))
+		switch {
+		case x.matches && sum != uint64(n):
+			return c.difference(&contender{mode: x.mode, who: "key-set", pass: covered}, x, n)
+		case !x.matches && first == nil:
+			first, want = x, sum
+		case !x.matches && sum != want:
+			return c.difference(first, x, n)
 		}
-		if sums[i] != want {
-			return c.difference(reference, x)
-		}
+		took(c.name(x), float64(time.Nanoseconds())/float64(n))
 	}
 	return nil
 }
@@ -169,8 +182,8 @@ func (c *cell) compare(sums []uint64) error {
 // covered is what contenders that count matches have to agree with: key sets consist of covered addresses.
 func covered(from, to int) (uint64, time.Duration, error) { return uint64(to - from), 0, nil }
 
-// difference finds the key at which the sums of two contenders part, by halves.
-func (c *cell) difference(a, b *contender) error {
+// difference finds the key at which the sums of two contenders part, by halves; over the first n keys they differ.
+func (c *cell) difference(a, b *contender, n int) error {
 	same := func(from, to int) (x, y uint64, err error) {
 		x, _, err = a.pass(from, to)
 		if err == nil {
@@ -178,7 +191,7 @@ func (c *cell) difference(a, b *contender) error {
 		}
 		return x, y, err
 	}
-	low, high := 0, len(c.addrs) // the sums of the first low keys agree, those of the first high ones don't
+	low, high := 0, n // the sums of the first low keys agree, those of the first high ones don't
 	for high-low > 1 {
 		mid := (low + high) / 2
 		x, y, err := same(0, mid)
@@ -199,7 +212,7 @@ func (c *cell) difference(a, b *contender) error {
 		c.name(a), c.name(b), c.addrs[low], x, y)
 }
 
-// summary is a line of progress: our own median and bart.Table's.
+// summary is a line of progress: everybody's median.
 func (c *cell) summary(figures map[string][]float64) string {
 	var parts []string
 	for i := range c.contenders {

@@ -12,8 +12,11 @@ import (
 // function value nor the dictionary of a generic function lies between.
 //
 // sum… adds up the answers for the keys. chase… does so with each key found by means of the last answer, so that
-// no lookup can begin before the one before it has ended; a next hop has 24 bits, so that bit 31 adds nothing and
-// the keys are the same, but neither compiler nor processor knows. The number of keys is a power of two.
+// no lookup can begin before the one before it has ended, although the keys are the same. The number of keys is a
+// power of two.
+
+// noBits is 0, which neither the compiler nor the processor knows.
+var noBits uint32
 
 func sumTapyard4(t *fib.Table, keys []uint32) (sum uint64) {
 	v := t.View()
@@ -24,9 +27,9 @@ func sumTapyard4(t *fib.Table, keys []uint32) (sum uint64) {
 }
 
 func chaseTapyard4(t *fib.Table, keys []uint32) (sum uint64) {
-	v, hop, mask := t.View(), fib.None, len(keys)-1
+	v, hop, none, mask := t.View(), fib.None, fib.NextHop(noBits), len(keys)-1
 	for i := range keys {
-		hop = v.Lookup4(keys[(i+int(hop>>31))&mask])
+		hop = v.Lookup4(keys[(i+int(hop&none))&mask])
 		sum += uint64(hop)
 	}
 	return sum
@@ -54,9 +57,9 @@ func sumTapyard6(t *fib.Table, keys []fib.Key6) (sum uint64) {
 }
 
 func chaseTapyard6(t *fib.Table, keys []fib.Key6) (sum uint64) {
-	v, hop, mask := t.View(), fib.None, len(keys)-1
+	v, hop, none, mask := t.View(), fib.None, fib.NextHop(noBits), len(keys)-1
 	for i := range keys {
-		k := keys[(i+int(hop>>31))&mask]
+		k := keys[(i+int(hop&none))&mask]
 		hop = v.Lookup6(k.Hi, k.Lo)
 		sum += uint64(hop)
 	}
@@ -84,9 +87,9 @@ func sumBartTable(t *bart.Table[uint32], keys []netip.Addr) (sum uint64) {
 }
 
 func chaseBartTable(t *bart.Table[uint32], keys []netip.Addr) (sum uint64) {
-	hop, mask := uint32(0), len(keys)-1
+	hop, none, mask := uint32(0), noBits, len(keys)-1
 	for i := range keys {
-		hop, _ = t.Lookup(keys[(i+int(hop>>31))&mask])
+		hop, _ = t.Lookup(keys[(i+int(hop&none))&mask])
 		sum += uint64(hop)
 	}
 	return sum
@@ -101,9 +104,9 @@ func sumBartFast(t *bart.Fast[uint32], keys []netip.Addr) (sum uint64) {
 }
 
 func chaseBartFast(t *bart.Fast[uint32], keys []netip.Addr) (sum uint64) {
-	hop, mask := uint32(0), len(keys)-1
+	hop, none, mask := uint32(0), noBits, len(keys)-1
 	for i := range keys {
-		hop, _ = t.Lookup(keys[(i+int(hop>>31))&mask])
+		hop, _ = t.Lookup(keys[(i+int(hop&none))&mask])
 		sum += uint64(hop)
 	}
 	return sum
@@ -120,11 +123,11 @@ func countBartLite(t *bart.Lite, keys []netip.Addr) (count uint64) {
 }
 
 func chaseBartLite(t *bart.Lite, keys []netip.Addr) (count uint64) {
-	answer, mask := 0, len(keys)-1
+	answer, none, mask := uint32(0), noBits, len(keys)-1
 	for i := range keys {
-		covered := t.Contains(keys[(i+answer>>1)&mask])
+		covered := t.Contains(keys[(i+int(answer&none))&mask])
 		answer = 0
-		if covered { // a move without a branch
+		if covered { // compiled to a move, not a branch
 			answer = 1
 		}
 		count += uint64(answer)

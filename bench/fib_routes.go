@@ -126,11 +126,13 @@ type hopAssignment struct {
 	hop  func(i int, p netip.Prefix) fib.NextHop // of the route at i
 }
 
-// hopAssignments are a router's few neighbours, where routes beside each other often agree, and the worst
-// case for everything that merges them.
+// hardestHops is the assignment with which no two routes can be merged.
+const hardestHops = "unique"
+
+// hopAssignments are a router's few neighbours, and the worst case for everything that merges routes.
 var hopAssignments = []hopAssignment{
 	{"hash", func(_ int, p netip.Prefix) fib.NextHop { return fib.NextHop(1 + hashPrefix(p)%256) }},
-	{"unique", func(i int, _ netip.Prefix) fib.NextHop { return fib.NextHop(1 + i) }},
+	{hardestHops, func(i int, _ netip.Prefix) fib.NextHop { return fib.NextHop(1 + i) }},
 }
 
 func hashPrefix(p netip.Prefix) uint32 {
