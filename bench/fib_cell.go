@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/gaissmai/bart"
@@ -38,6 +37,16 @@ func timed(loop func(from, to int) uint64) func(from, to int) (uint64, time.Dura
 	}
 }
 
+// oneByOne is a contender of this process that looks up one key at a time.
+func oneByOne(who string, loop func(from, to int) uint64) contender {
+	return contender{mode: "single", who: who, pass: timed(loop)}
+}
+
+// matching is such a one that counts matches.
+func matching(who string, loop func(from, to int) uint64) contender {
+	return contender{mode: "single", who: who, matches: true, pass: timed(loop)}
+}
+
 // threadTime is the CPU time of the calling thread.
 func threadTime() (time.Duration, error) {
 	var ts unix.Timespec
@@ -57,42 +66,38 @@ type fibTables struct {
 }
 
 func buildTables(f ipFamily, routes []fib.Route) (*fibTables, error) {
-	t := &fibTables{family: f, ours: fib.New(new(fib.Domain)),
-		table: new(bart.Table[uint32]), fast: new(bart.Fast[uint32]), lite: new(bart.Lite)}
-	if err := t.ours.Replace(routes); err != nil {
-		return nil, err
-	}
-	for _, r := range routes {
-		t.table.Insert(r.Prefix, uint32(r.NextHop))
-		t.fast.Insert(r.Prefix, uint32(r.NextHop))
-		t.lite.Insert(r.Prefix)
-	}
-	return t, nil
+	ours, err := loadOurs(routes)
+	t := &fibTables{family: f, ours: ours}
+	t.table, t.fast, t.lite = loadBart(routes), loadBartFast(routes), loadBartLite(routes)
+	return t, err
 }
 
 // contenders are those of this process, for keys in any order or each found by the answer before it.
 func (t *fibTables) contenders(k *keySet, dependent bool) []contender {
 	if dependent {
-		return append(t.chasers(k),
-			contender{mode: "single", who: "bart-table", pass: timed(func(i, j int) uint64 { return chaseBartTable(t.table, k.addrs[i:j]) })},
-			contender{mode: "single", who: "bart-fast", pass: timed(func(i, j int) uint64 { return chaseBartFast(t.fast, k.addrs[i:j]) })},
-			contender{mode: "single", who: "bart-lite", matches: true,
-				pass: timed(func(i, j int) uint64 { return chaseBartLite(t.lite, k.addrs[i:j]) })})
+		return []contender{
+			t.chaser(k),
+			oneByOne("bart-table", func(i, j int) uint64 { return chaseBartTable(t.table, k.addrs[i:j]) }),
+			oneByOne("bart-fast", func(i, j int) uint64 { return chaseBartFast(t.fast, k.addrs[i:j]) }),
+			matching("bart-lite", func(i, j int) uint64 { return chaseBartLite(t.lite, k.addrs[i:j]) }),
+		}
 	}
-	return append(t.summers(k),
-		contender{mode: "single", who: "bart-table", pass: timed(func(i, j int) uint64 { return sumBartTable(t.table, k.addrs[i:j]) })},
-		contender{mode: "single", who: "bart-fast", pass: timed(func(i, j int) uint64 { return sumBartFast(t.fast, k.addrs[i:j]) })},
-		contender{mode: "single", who: "bart-lite", matches: true,
-			pass: timed(func(i, j int) uint64 { return countBartLite(t.lite, k.addrs[i:j]) })})
+	return append(t.summers(k), t.bartTable(k),
+		oneByOne("bart-fast", func(i, j int) uint64 { return sumBartFast(t.fast, k.addrs[i:j]) }),
+		matching("bart-lite", func(i, j int) uint64 { return countBartLite(t.lite, k.addrs[i:j]) }))
 }
 
-// chasers is our own table on dependent keys.
-func (t *fibTables) chasers(k *keySet) []contender {
-	loop := func(i, j int) uint64 { return chaseTapyard4(t.ours, k.keys4[i:j]) }
+// bartTable is bart.Table on independent keys.
+func (t *fibTables) bartTable(k *keySet) contender {
+	return oneByOne("bart-table", func(i, j int) uint64 { return sumBartTable(t.table, k.addrs[i:j]) })
+}
+
+// chaser is our own table on dependent keys.
+func (t *fibTables) chaser(k *keySet) contender {
 	if t.family == family6 {
-		loop = func(i, j int) uint64 { return chaseTapyard6(t.ours, k.keys6[i:j]) }
+		return oneByOne("tapyard", func(i, j int) uint64 { return chaseTapyard6(t.ours, k.keys6[i:j]) })
 	}
-	return []contender{{mode: "single", who: "tapyard", pass: timed(loop)}}
+	return oneByOne("tapyard", func(i, j int) uint64 { return chaseTapyard4(t.ours, k.keys4[i:j]) })
 }
 
 // summers is our own table on independent keys, one at a time and in bursts.
@@ -107,7 +112,7 @@ func (t *fibTables) summers(k *keySet) []contender {
 		batch32 = func(i, j int) uint64 { return sumTapyardBatch6(t.ours, k.keys6[i:j], out[:dpdkBurst]) }
 	}
 	return []contender{
-		{mode: "single", who: "tapyard", pass: timed(single)},
+		oneByOne("tapyard", single),
 		{mode: "batch", who: "tapyard", pass: timed(batch)},
 		{mode: "batch32", who: "tapyard", pass: timed(batch32)},
 	}
@@ -127,32 +132,27 @@ func (c *cell) name(x *contender) string { return fmt.Sprintf(c.base, x.mode) + 
 const warmUpShare = 4
 
 // run lets the contenders look up all keys in turn, round by round, and compares their sums. Each takes part in as
-// many rounds as the caller says for its row's name, the first contender in all. It returns nanoseconds per lookup
-// by row, one for each round; a warm-up comes before.
-func (c *cell) run(ctx context.Context, rounds func(name string) int) (figures map[string][]float64, err error) {
+// many rounds as the caller says for its row's name. took gets nanoseconds per lookup by row; a warm-up comes before.
+func (c *cell) run(ctx context.Context, rounds func(name string) int, took func(name string, ns float64)) error {
 	runtime.GC() // now rather than meanwhile
-	figures = map[string][]float64{}
 	if err := c.round(len(c.addrs)/warmUpShare, c.contenders, func(string, float64) {}); err != nil {
-		return nil, err
+		return err
 	}
-	for n := 0; ; n++ {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
+	for n := 0; ctx.Err() == nil; n++ {
 		var turn []contender
-		for i, x := range c.contenders {
-			if n < rounds(c.name(&c.contenders[i])) {
+		for _, x := range c.contenders {
+			if n < rounds(c.name(&x)) {
 				turn = append(turn, x)
 			}
 		}
 		if len(turn) == 0 {
-			return figures, nil
+			return nil
 		}
-		err := c.round(len(c.addrs), turn, func(name string, ns float64) { figures[name] = append(figures[name], ns) })
-		if err != nil {
-			return nil, err
+		if err := c.round(len(c.addrs), turn, took); err != nil {
+			return err
 		}
 	}
+	return ctx.Err()
 }
 
 // round lets contenders look up the first n keys, and passes on how long a lookup took each. Their sums have to be
@@ -184,7 +184,7 @@ func covered(from, to int) (uint64, time.Duration, error) { return uint64(to - f
 
 // difference finds the key at which the sums of two contenders part, by halves; over the first n keys they differ.
 func (c *cell) difference(a, b *contender, n int) error {
-	same := func(from, to int) (x, y uint64, err error) {
+	sums := func(from, to int) (x, y uint64, err error) {
 		x, _, err = a.pass(from, to)
 		if err == nil {
 			y, _, err = b.pass(from, to)
@@ -194,7 +194,7 @@ func (c *cell) difference(a, b *contender, n int) error {
 	low, high := 0, n // the sums of the first low keys agree, those of the first high ones don't
 	for high-low > 1 {
 		mid := (low + high) / 2
-		x, y, err := same(0, mid)
+		x, y, err := sums(0, mid)
 		if err != nil {
 			return err
 		}
@@ -204,22 +204,10 @@ func (c *cell) difference(a, b *contender, n int) error {
 			high = mid
 		}
 	}
-	x, y, err := same(low, high)
+	x, y, err := sums(low, high)
 	if err != nil {
 		return err
 	}
 	return fmt.Errorf("%s and %s disagree on %v: next hop %d and %d; one of them is wrong, so that no figure counts",
 		c.name(a), c.name(b), c.addrs[low], x, y)
-}
-
-// summary is a line of progress: everybody's median.
-func (c *cell) summary(figures map[string][]float64) string {
-	var parts []string
-	for i := range c.contenders {
-		x := &c.contenders[i]
-		if q, ok := quartiles(figures[c.name(x)]); ok {
-			parts = append(parts, fmt.Sprintf("%s %s %s", x.who, x.mode, short(q[1])))
-		}
-	}
-	return fmt.Sprintf(c.base, "*") + ": " + strings.Join(parts, ", ") + " ns"
 }

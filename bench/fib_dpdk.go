@@ -50,8 +50,8 @@ func startDPDK(ctx context.Context, dir string, cpu int, say func(string, ...any
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(program, append(options, "-m", strconv.Itoa(dpdkMemory), "-l", strconv.Itoa(cpu), "--no-pci",
-		"--no-telemetry", "--no-shconf", "--file-prefix="+filepath.Base(dir), "--force-max-simd-bitwidth=512")...)
+	cmd := exec.Command(program, append(options, "-m", strconv.Itoa(dpdkMemory), "--lcores=0@"+strconv.Itoa(cpu),
+		"--no-pci", "--no-telemetry", "--no-shconf", "--file-prefix="+filepath.Base(dir), "--force-max-simd-bitwidth=512")...)
 	cmd.Env = append(os.Environ(), "RUNTIME_DIRECTORY="+dir)
 	d := &dpdk{pages: pages, say: say}
 	in, out, closeTheirs, err := workerPipes(cmd)
@@ -119,8 +119,9 @@ func dpdkPages() (pages string, options []string, err error) {
 	if field["HugePages_Free"]*size >= dpdkMemory<<10 {
 		return fmt.Sprintf("huge pages of %d KiB", size), []string{"--in-memory"}, nil
 	}
-	why := fmt.Sprintf("pages of %d KiB, since not %d MiB of huge ones are reserved and free", os.Getpagesize()>>10, dpdkMemory)
-	return why, []string{"--no-huge"}, nil
+	pages = fmt.Sprintf("pages of %d KiB; with %d MiB of huge ones reserved and free (vm.nr_hugepages) it takes those",
+		os.Getpagesize()>>10, dpdkMemory)
+	return pages, []string{"--no-huge"}, nil
 }
 
 // oneCPU is the set of that CPU alone.

@@ -17,18 +17,29 @@ type gate struct {
 type gatePeer struct{ peer, row string }
 
 var fibGates = []gate{
-	{"ipv4.random.single", "ipv4.random.single.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv4.random.single.%s.all.bart-table"}}},
-	{"ipv4.random.batch", "ipv4.random.batch.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv4.random.single.%s.all.bart-table"}}},
-	{"ipv6.random.single", "ipv6.random.single.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv6.random.single.%s.all.bart-table"}}},
-	{"ipv6.random.batch", "ipv6.random.batch.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv6.random.single.%s.all.bart-table"}}},
-	{"ipv4.dependent", "ipv4.dependent.single.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv4.dependent.single.%s.all.bart-table"}}},
-	{"ipv6.dependent", "ipv6.dependent.single.%s.all.tapyard", []gatePeer{{"bart.Table", "ipv6.dependent.single.%s.all.bart-table"}}},
+	{"ipv4.random.single", "ipv4.random.single.%s.all.tapyard", bartPeer("ipv4.random")},
+	{"ipv4.random.batch", "ipv4.random.batch.%s.all.tapyard", bartPeer("ipv4.random")},
+	{"ipv6.random.single", "ipv6.random.single.%s.all.tapyard", bartPeer("ipv6.random")},
+	{"ipv6.random.batch", "ipv6.random.batch.%s.all.tapyard", bartPeer("ipv6.random")},
+	{"ipv4.dependent", "ipv4.dependent.single.%s.all.tapyard", bartPeer("ipv4.dependent")},
+	{"ipv6.dependent", "ipv6.dependent.single.%s.all.tapyard", bartPeer("ipv6.dependent")},
 	{"ipv4.small", "ipv4.random.single.%s.10.tapyard", []gatePeer{{"bart.Lite", "ipv4.random.single.%s.10.bart-lite"}}},
-	{"ipv4.single.rte_lpm", "ipv4.random.single.%s.all.tapyard", []gatePeer{{"rte_lpm", "ipv4.random.single.%s.all.rte_lpm"}}},
-	{"ipv4.batch.rte_fib", "ipv4.random.batch32.%s.all.tapyard", []gatePeer{
-		{"rte_fib", "ipv4.random.batch32.%s.all.rte_fib"}, {"rte_fib with AVX-512", "ipv4.random.batch32.%s.all.rte_fib-avx512"}}},
-	{"ipv6.batch.rte_fib6", "ipv6.random.batch32.%s.all.tapyard", []gatePeer{
-		{"rte_fib6", "ipv6.random.batch32.%s.all.rte_fib6"}, {"rte_fib6 with AVX-512", "ipv6.random.batch32.%s.all.rte_fib6-avx512"}}},
+	{"ipv4.single.rte_lpm", "ipv4.random.single.%s.all.tapyard",
+		[]gatePeer{{"rte_lpm", "ipv4.random.single.%s.all.rte_lpm"}}},
+	{"ipv4.batch.rte_fib", "ipv4.random.batch32.%s.all.tapyard", bulkPeers("ipv4", "rte_fib")},
+	{"ipv6.batch.rte_fib6", "ipv6.random.batch32.%s.all.tapyard", bulkPeers("ipv6", "rte_fib6")},
+	{"load", "load.%s.tapyard", []gatePeer{{"bart.Table", "load.%s.bart-table"}}},
+}
+
+// bartPeer is bart.Table on the whole table; it has no batched lookup.
+func bartPeer(keys string) []gatePeer {
+	return []gatePeer{{"bart.Table", keys + ".single.%s.all.bart-table"}}
+}
+
+// bulkPeers are a table of DPDK with its plain lookups and with its vector ones.
+func bulkPeers(family, table string) []gatePeer {
+	row := family + ".random.batch32.%s.all." + table
+	return []gatePeer{{table, row}, {table + " with AVX-512", row + "-avx512"}}
 }
 
 // gatedRows are the rows that gates look at.

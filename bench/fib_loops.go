@@ -12,8 +12,7 @@ import (
 // function value nor the dictionary of a generic function lies between.
 //
 // sum… adds up the answers for the keys. chase… does so with each key found by means of the last answer, so that
-// no lookup can begin before the one before it has ended, although the keys are the same. The number of keys is a
-// power of two.
+// no lookup can begin before the one before it has ended, although the keys are the same.
 
 // noBits is 0, which neither the compiler nor the processor knows.
 var noBits uint32
@@ -27,9 +26,9 @@ func sumTapyard4(t *fib.Table, keys []uint32) (sum uint64) {
 }
 
 func chaseTapyard4(t *fib.Table, keys []uint32) (sum uint64) {
-	v, hop, none, mask := t.View(), fib.None, fib.NextHop(noBits), len(keys)-1
+	v, hop, none := t.View(), fib.None, fib.NextHop(noBits)
 	for i := range keys {
-		hop = v.Lookup4(keys[(i+int(hop&none))&mask])
+		hop = v.Lookup4(keys[i+int(hop&none)])
 		sum += uint64(hop)
 	}
 	return sum
@@ -57,9 +56,9 @@ func sumTapyard6(t *fib.Table, keys []fib.Key6) (sum uint64) {
 }
 
 func chaseTapyard6(t *fib.Table, keys []fib.Key6) (sum uint64) {
-	v, hop, none, mask := t.View(), fib.None, fib.NextHop(noBits), len(keys)-1
+	v, hop, none := t.View(), fib.None, fib.NextHop(noBits)
 	for i := range keys {
-		k := keys[(i+int(hop&none))&mask]
+		k := keys[i+int(hop&none)]
 		hop = v.Lookup6(k.Hi, k.Lo)
 		sum += uint64(hop)
 	}
@@ -87,9 +86,9 @@ func sumBartTable(t *bart.Table[uint32], keys []netip.Addr) (sum uint64) {
 }
 
 func chaseBartTable(t *bart.Table[uint32], keys []netip.Addr) (sum uint64) {
-	hop, none, mask := uint32(0), noBits, len(keys)-1
+	hop, none := uint32(0), noBits
 	for i := range keys {
-		hop, _ = t.Lookup(keys[(i+int(hop&none))&mask])
+		hop, _ = t.Lookup(keys[i+int(hop&none)])
 		sum += uint64(hop)
 	}
 	return sum
@@ -104,9 +103,9 @@ func sumBartFast(t *bart.Fast[uint32], keys []netip.Addr) (sum uint64) {
 }
 
 func chaseBartFast(t *bart.Fast[uint32], keys []netip.Addr) (sum uint64) {
-	hop, none, mask := uint32(0), noBits, len(keys)-1
+	hop, none := uint32(0), noBits
 	for i := range keys {
-		hop, _ = t.Lookup(keys[(i+int(hop&none))&mask])
+		hop, _ = t.Lookup(keys[i+int(hop&none)])
 		sum += uint64(hop)
 	}
 	return sum
@@ -123,9 +122,9 @@ func countBartLite(t *bart.Lite, keys []netip.Addr) (count uint64) {
 }
 
 func chaseBartLite(t *bart.Lite, keys []netip.Addr) (count uint64) {
-	answer, none, mask := uint32(0), noBits, len(keys)-1
+	answer, none := uint32(0), noBits
 	for i := range keys {
-		covered := t.Contains(keys[(i+int(answer&none))&mask])
+		covered := t.Contains(keys[i+int(answer&none)])
 		answer = 0
 		if covered { // compiled to a move, not a branch
 			answer = 1

@@ -33,7 +33,7 @@ func loadPrefixes(name string) (prefixes []netip.Prefix, note string, err error)
 	}
 	prefixes, err = readPrefixes(fibRoutes)
 	if errors.Is(err, fs.ErrNotExist) {
-		note = fmt.Sprintf("%s is absent: the table is generated, of the Internet's shape (--routes names another)", fibRoutes)
+		note = fibRoutes + " is absent: the table is generated, of the Internet's shape (--routes names another)"
 		return generatePrefixes(generated4, generated6), note, nil
 	}
 	return prefixes, "", err

@@ -35,6 +35,8 @@ type Row struct {
 	High  float64 `json:"high"`
 	Peer  string  `json:"peer,omitempty"`
 	Ratio float64 `json:"ratio,omitempty"`
+
+	group string // rows of different ones are set apart in the table for people
 }
 
 // unitRatio is the unit of rows that compare.
@@ -129,7 +131,10 @@ func (r *Report) WriteTable(w io.Writer) error {
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nNAME\tMEDIAN\tQUARTILES\tUNIT")
-	for _, row := range r.Rows {
+	for i, row := range r.Rows {
+		if i > 0 && row.group != r.Rows[i-1].group {
+			fmt.Fprintln(t, "\t\t\t")
+		}
 		unit := row.Unit
 		if unit == unitRatio {
 			unit = "times as good as " + row.Peer

@@ -74,3 +74,20 @@ func TestReportShape(t *testing.T) {
 		}
 	}
 }
+
+// Rows of different groups are set apart, in columns that run on; notes come before them.
+func TestTableGroups(t *testing.T) {
+	r := Report{Notes: []string{"on generated routes"}, Rows: []Row{{Name: "a", group: "1"}, {Name: "b", group: "1"}, {Name: "longer", group: "2"}}}
+	var table strings.Builder
+	if err := r.WriteTable(&table); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(table.String(), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	want := []string{"", "commit", "on generated routes", "", "NAME    MEDIAN  QUARTILES  UNIT", "a       0       0 – 0", "b       0       0 – 0", "", "longer  0       0 – 0", ""}
+	if !slices.Equal(lines, want) {
+		t.Errorf("lines\n%q, want\n%q", lines, want)
+	}
+}

@@ -10,7 +10,7 @@
  *   load ipv6 N      N struct route6 follow; into rte_fib6             ok avx512|scalar
  *   run NAME I J     look up the keys in [I, J)                        ok SUM NANOSECONDS
  *
- * The number of keys in [I, J) is a power of two when NAME begins with "chase". Next hops are 1 to 2^24 - 1.
+ * Next hops are 1 to 2^24 - 1.
  */
 #include <inttypes.h>
 #include <stdbool.h>
@@ -255,8 +255,11 @@ static uint64_t burst_fib6(uint8_t (*keys)[ADDRESS6])
 	return sum;
 }
 
-/* LOOPS makes the loops for a table: each key alone, in bursts, and each found by the last answer. To the compiler
- * a next hop may have any bit; to the processor too, so that no lookup begins before the last one has ended. */
+/* 0, which neither the compiler nor the processor knows. */
+static volatile uint64_t no_bits;
+
+/* LOOPS makes the loops for a table: each key alone, in bursts, and each found by means of the last answer, so that
+ * no lookup begins before the last one has ended. */
 #define LOOPS(table, keys)                                                        \
 	static uint64_t single_##table(size_t from, size_t to)                    \
 	{                                                                         \
@@ -277,11 +280,10 @@ static uint64_t burst_fib6(uint8_t (*keys)[ADDRESS6])
 	}                                                                         \
 	static uint64_t chase_##table(size_t from, size_t to)                     \
 	{                                                                         \
-		uint64_t sum = 0, hop = 0, mask = to - from - 1;                  \
-		for (size_t i = 0; i <= mask; i++) {                              \
-			hop = lookup_##table(keys[from + ((i + (hop >> 31)) & mask)]); \
+		uint64_t sum = 0, hop = 0, none = no_bits;                        \
+		for (size_t i = from; i < to; i++) {                              \
+			hop = lookup_##table(keys[i + (hop & none)]);             \
 			sum += hop;                                               \
-			__asm__ volatile("" : "+r"(hop));                         \
 		}                                                                 \
 		return sum;                                                       \
 	}
@@ -292,12 +294,14 @@ LOOPS(fib6, keys6)
 
 static bool avx512(bool on)
 {
-	return rte_fib_select_lookup(fib, on ? RTE_FIB_LOOKUP_DIR24_8_VECTOR_AVX512 : RTE_FIB_LOOKUP_DIR24_8_SCALAR_MACRO) == 0;
+	return rte_fib_select_lookup(fib,
+		on ? RTE_FIB_LOOKUP_DIR24_8_VECTOR_AVX512 : RTE_FIB_LOOKUP_DIR24_8_SCALAR_MACRO) == 0;
 }
 
 static bool avx512_6(bool on)
 {
-	return rte_fib6_select_lookup(fib6, on ? RTE_FIB6_LOOKUP_TRIE_VECTOR_AVX512 : RTE_FIB6_LOOKUP_TRIE_SCALAR) == 0;
+	return rte_fib6_select_lookup(fib6,
+		on ? RTE_FIB6_LOOKUP_TRIE_VECTOR_AVX512 : RTE_FIB6_LOOKUP_TRIE_SCALAR) == 0;
 }
 
 static const struct {
