@@ -37,24 +37,27 @@ func (v View) Lookup(addr netip.Addr) NextHop {
 }
 
 // Lookup4 returns the next hop for an IPv4 address (host order of its big-endian bytes: 10.0.0.1 is
-// 0x0a000001), or None. The compiler inlines it by a hair, which makes random lookups in the Internet's table,
-// two thirds of which end here, a quarter faster.
+// 0x0a000001), or None. The compiler inlines it by a hair (a cost of 80 out of 80), which makes random lookups in
+// the Internet's table, two thirds of which end here, a tenth faster.
 func (v View) Lookup4(addr uint32) (nh NextHop) {
-	if nh = NextHop(atomic.LoadUint32(&v.root4[addr>>v.shift4])); nh >= pointer {
-		nh = v.walk4(addr)
+	nh = NextHop(atomic.LoadUint32(&v.root4[addr>>(v.shift4&31)]))
+	if nh < pointer {
+		return
 	}
-	return
+	return v.walk4(addr)
 }
 
 func (v View) walk4(addr uint32) NextHop {
 	w, x := atomic.LoadUint32(&v.root4[addr>>(v.shift4&31)]), uint64(addr)<<(-v.shift4&63)
-	for ; w >= pointer; x <<= bitmapBits {
-		if w>>kindShift != kindBitmap {
-			return v.v.list4(w, addr)
+	for ; w>>kindShift == kindBitmap; x <<= bitmapBits {
+		if w = v.v.bitmap(w, x); w < pointer {
+			return NextHop(w)
 		}
-		w = v.v.bitmap(w, x)
 	}
-	return NextHop(w)
+	if w < pointer {
+		return NextHop(w)
+	}
+	return v.v.list4(w, addr)
 }
 
 // Lookup6 returns the next hop for an IPv6 address (see Key6), or None. It takes the bits as they are: an
