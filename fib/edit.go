@@ -165,13 +165,13 @@ func (e *edit) changeTable(at place, w uint32, p route) uint32 {
 }
 
 func (e *edit) changeBitmap(at place, w uint32, p route) uint32 {
+	if e.outgrown(at, w) {
+		return e.recompile(at, w, e.ribs[at.family].cover(at.key, at.depth))
+	}
 	var old, values [positions]uint32
 	reach, i := at.reach(bitmapBits), at.index(p.key, bitmapBits)
 	n := uint32(1) << (at.depth + bitmapBits - min(p.length, reach))
 	if p.length > reach {
-		if e.outgrown(at, w) {
-			return e.recompile(at, w, e.ribs[at.family].cover(at.key, at.depth))
-		}
 		off := e.arena.valueOf(w, i)
 		was := e.arena.words[off]
 		is := e.change(at.child(p.key, reach), was, p)
@@ -187,15 +187,11 @@ func (e *edit) changeBitmap(at place, w uint32, p route) uint32 {
 	values = old
 	e.relay(level{at, bitmapBits}, values[i:i+n], old[i:i+n], p)
 	e.free(w)
-	is := e.arena.storeBitmap(&values)
-	if is >= pointer && e.outgrown(at, is) {
-		return e.recompile(at, is, e.ribs[at.family].cover(at.key, at.depth))
-	}
-	return is
+	return e.arena.storeBitmap(&values)
 }
 
-// outgrown reports whether something else than the bitmap w must stand at a place now. One with many runs has
-// many routes below it.
+// outgrown reports whether something else than the bitmap w, which doesn't know of the latest change yet, must
+// stand at a place now. One with many runs has many routes below it, and one less after the change.
 func (e *edit) outgrown(at place, w uint32) bool {
 	if e.arena.runs(w) > sparseRuns && at.depth != e.tableDepth() {
 		return false

@@ -395,3 +395,22 @@ func TestNoAllocs(t *testing.T) {
 		t.Errorf("%v allocations per burst", n)
 	}
 }
+
+// TestCollapse: where few routes are left below a bitmap whose values all become the same, a list stands, as if
+// compiled anew.
+func TestCollapse(t *testing.T) {
+	var d Domain
+	tab := New(&d)
+	odd := netip.MustParsePrefix("10.128.0.0/10")
+	routes := []Route{{odd, 2}}
+	for _, p := range []string{"10.0.0.0/8", "10.0.0.0/20", "10.16.0.0/13", "10.32.0.0/13", "10.64.0.0/13"} {
+		routes = append(routes, Route{netip.MustParsePrefix(p), 1})
+	}
+	if err := tab.Replace(routes); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tab.Delete(odd); err != nil {
+		t.Fatal(err)
+	}
+	checkArena(t, tab)
+}
