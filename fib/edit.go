@@ -81,21 +81,21 @@ func (e *edit) layout(f family) uint32 {
 	return small
 }
 
-// misfit reports whether the blocks must be compiled anew: for another layout, or because the arena has little
-// room left although more than half of it, or in a small table more than a ninth, isn't in use. It grew while
-// readers held blocks back, is fragmented, or its routes were deleted.
+// misfit reports whether the blocks must be compiled anew: for another layout, or because more than half of the
+// arena, in a small table more than a seventh, isn't in use. It grew while readers held blocks back, is fragmented,
+// or its routes were deleted. A small table doesn't even grow while more than a 17th of it isn't in use.
 func (e *edit) misfit(f family) bool {
 	const (
 		room  = 4 * maxWords // for a change of a small table
 		tight = 4096         // words, from which on a small table must be careful not to hold more than 64 KiB
 	)
 	a, routes := e.arena, e.ribs[ipv4].count+e.ribs[ipv6].count
-	waste := len(a.words) - a.live
+	used, held := len(a.words), cap(a.words)
 	switch {
-	case e.layout(f) != rootBits(e.roots[f]) || cap(a.words) > 2*(a.live+room):
+	case e.layout(f) != rootBits(e.roots[f]) || held > 2*(a.live+room):
 		return true
-	case routes < shrinkRoutes && cap(a.words) > tight:
-		return len(a.words)+room > cap(a.words) && waste > a.live/8+room
+	case routes < shrinkRoutes && held > tight:
+		return held > a.live+a.live/6+2*room || used+room > held && used-a.live > a.live/16+room
 	}
 	return false
 }

@@ -274,34 +274,54 @@ func (r *rib) delete(k Key6, length uint32) (old uint32) {
 	block := slices.Delete(r.blocks[c.b], c.i*r.width, (c.i+1)*r.width)
 	r.blocks[c.b] = block
 	r.count--
-	r.shrink(c.b)
 	if c.i == 0 && len(block) > 0 {
 		r.firsts[c.b] = r.decode(block, 0).key
 	}
+	r.shrink(c.b)
 	return at.hop
 }
 
-// shrink gives back what a deletion from block b left over: the block, one of two that fit into half of one,
-// or room of which less than half is used.
+// shrink gives back what a deletion from block b left over: the block, one of two neighbours that fit into half
+// of one, or room of which a ninth isn't used.
 func (r *rib) shrink(b int) {
 	n := r.len(b)
 	switch {
 	case n == 0:
 		r.removeBlock(b)
-	case b+1 < len(r.blocks) && n+r.len(b+1) <= blockRoutes/2:
-		r.blocks[b] = append(r.blocks[b], r.blocks[b+1]...)
-		r.removeBlock(b + 1)
-	case cap(r.blocks[b]) > 2*(n+smallestBlock)*r.width:
+	case r.mergeable(b):
+		r.merge(b)
+	case b > 0 && r.mergeable(b-1):
+		r.merge(b - 1)
+	case cap(r.blocks[b]) > (n+n/8+smallestBlock)*r.width:
 		r.blocks[b] = append(make([]uint32, 0, (n+n/16+smallestBlock)*r.width), r.blocks[b]...)
-	}
-	if len(r.blocks) == 0 {
-		r.blocks, r.firsts = nil, nil
 	}
 }
 
+// mergeable reports whether block b and the next one fit into half of one.
+func (r *rib) mergeable(b int) bool {
+	return b+1 < len(r.blocks) && r.len(b)+r.len(b+1) <= blockRoutes/2
+}
+
+func (r *rib) merge(b int) {
+	r.blocks[b] = slices.Concat(r.blocks[b], r.blocks[b+1])
+	r.removeBlock(b + 1)
+}
+
 func (r *rib) removeBlock(b int) {
-	r.blocks = slices.Delete(r.blocks, b, b+1)
-	r.firsts = slices.Delete(r.firsts, b, b+1)
+	r.blocks = fitted(slices.Delete(r.blocks, b, b+1))
+	r.firsts = fitted(slices.Delete(r.firsts, b, b+1))
+}
+
+// fitted returns s, in a smaller array if it leaves more than half of the one it has unused.
+func fitted[T any](s []T) []T {
+	const spare = 4
+	switch {
+	case len(s) == 0:
+		return nil
+	case cap(s) > 2*(len(s)+spare):
+		return slices.Clone(s)
+	}
+	return s
 }
 
 // load fills an empty rib with routes that rise by address and length.

@@ -373,6 +373,49 @@ func TestSmall(t *testing.T) {
 	}
 }
 
+// TestSmallAgain: a table that many routes were deleted from, one by one, takes what one with the routes that are
+// left does: at most 64 KiB.
+func TestSmallAgain(t *testing.T) {
+	r := seed.Rand(t)
+	hosts := func(bits uint64) func(uint64) netip.Prefix {
+		return func(i uint64) netip.Prefix { return join(ipv6, Key6{Hi: 0xfd << 56, Lo: i << bits}, 128) }
+	}
+	spread := func(uint64) netip.Prefix { return join(ipv6, Key6{Hi: 0xfd<<56 | r.Uint64()>>8, Lo: r.Uint64()}, 128) }
+	for _, c := range []struct {
+		name   string
+		routes int
+		next   func(uint64) netip.Prefix
+		keep   func(i int) bool
+	}{
+		{"every second", 1998, hosts(0), func(i int) bool { return i%2 == 0 }},
+		{"every second, spread", 1998, spread, func(i int) bool { return i%2 == 0 }},
+		{"the first of each block", 999 * loadedRoutes, hosts(0), func(i int) bool { return i%loadedRoutes == 0 }},
+		{"the last", 100_000, hosts(8), func(i int) bool { return i >= 99_001 }},
+	} {
+		var d Domain
+		tab := New(&d)
+		routes := make([]Route, c.routes)
+		for i := range routes {
+			routes[i] = Route{c.next(uint64(i)), NextHop(i + 1)}
+		}
+		if err := tab.Replace(routes); err != nil {
+			t.Fatal(err)
+		}
+		for i := range routes {
+			if !c.keep(i) {
+				if _, err := tab.Delete(routes[i].Prefix); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		t.Logf("%s: %d routes, %d bytes", c.name, tab.Len(), held(tab))
+		if tab.Len() != 999 || held(tab) > 64<<10 {
+			t.Errorf("%s: %d routes hold %d bytes: more than 64 KiB", c.name, tab.Len(), held(tab))
+		}
+		checkArena(t, tab)
+	}
+}
+
 // TestNoAllocs: what a worker calls allocates nothing.
 func TestNoAllocs(t *testing.T) {
 	var d Domain
