@@ -57,14 +57,6 @@ func join(f family, k Key6, length int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(b), length)
 }
 
-// nibble returns the four bits of k after the first depth bits (a multiple of 4, below 128).
-func nibble(k Key6, depth uint32) uint32 {
-	if depth < 64 {
-		return uint32(k.Hi>>(60-depth)) & 15
-	}
-	return uint32(k.Lo>>(124-depth)) & 15
-}
-
 // mask clears all but the first depth bits of k (depth below 128).
 func mask(k Key6, depth uint32) Key6 {
 	if depth <= 64 {

@@ -203,7 +203,7 @@ func applyIsAtomic(t *testing.T, r *rand.Rand) {
 		}
 	})
 	writers.Wait()
-	for got := range tab.All() { // an iteration is a reader as well, while others read
+	for got := range tab.All() { // a copy, while others read
 		if !got.IsValid() {
 			t.Errorf("All yields %v", got)
 		}
@@ -261,7 +261,7 @@ func TestAllDuringChanges(t *testing.T) {
 	}
 	checkContents(t, same, routes)
 	for range tab.All() {
-		break // leaves the reader closed
+		break // an iteration may be left early
 	}
 	if n := d.Reclaim(); n != 0 || len(d.readers) != 0 {
 		t.Fatalf("%d callbacks, %d readers are left", n, len(d.readers))

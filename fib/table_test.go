@@ -23,12 +23,13 @@ func TestModel(t *testing.T) {
 }
 
 func compareModel(t *testing.T, r *rand.Rand) {
-	for range max(scaled(20), 2) {
+	for round := range max(scaled(20), 2) {
 		var d Domain
 		tab, model := New(&d), golden{}
 		began := held(tab)
+		hops := int(MaxNextHop) >> (round % 2 * 22) // nearly all different, or 3, so that blocks become leaves
 		for i := range 1200 {
-			p, nh := randomPrefix(r), NextHop(1+r.IntN(int(MaxNextHop)))
+			p, nh := randomPrefix(r), NextHop(1+r.IntN(hops))
 			if i > 600 || r.IntN(4) == 0 { // later mostly deletions, of what is there
 				if len(model) > 0 && r.IntN(8) != 0 {
 					p = model[r.IntN(len(model))].Prefix
@@ -456,4 +457,65 @@ func TestCollapse(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkArena(t, tab)
+}
+
+// TestPools changes tables of a few routes that nest and collide within 25 bits, with two next hops, and compares
+// them after each change with ones compiled anew: so lists, skips and leaves come and go, around the middle of
+// IPv6 addresses too.
+func TestPools(t *testing.T) {
+	r := seed.Rand(t)
+	t.Run("small", func(t *testing.T) { comparePools(t, r) })
+	t.Run("large", func(t *testing.T) {
+		lowThresholds(t)
+		growRoutes, shrinkRoutes, tableRoutes = 8, 5, 6
+		comparePools(t, r)
+	})
+}
+
+func comparePools(t *testing.T, r *rand.Rand) {
+	for range scaled(1000) {
+		var d Domain
+		tab, model := New(&d), golden{}
+		pool := randomPool(r)
+		for range 60 {
+			p, nh := pool[r.IntN(len(pool))], NextHop(1+r.IntN(2))
+			if r.IntN(5) < 2 {
+				model.delete(p)
+				if _, err := tab.Delete(p); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				model.insert(p, nh)
+				if err := tab.Insert(p, nh); err != nil {
+					t.Fatal(err)
+				}
+			}
+			checkLookups(t, tab.View(), model.lookup, probes(r, p))
+			checkArena(t, tab)
+		}
+	}
+}
+
+// randomPool makes some prefixes of one family that differ in up to three of 25 address bits, which begin where a
+// node of a small table does, with lengths there or, now and then, shorter.
+func randomPool(r *rand.Rand) (pool []netip.Prefix) {
+	f, base, width, start := ipv4, Key6{Hi: 10 << 56}, 32, 8+bitmapBits*r.IntN(3)
+	if r.IntN(3) > 0 {
+		f, base, width, start = ipv6, Key6{Hi: 0x20 << 56}, 128, 4+bitmapBits*r.IntN(12)
+	}
+	for range 5 + r.IntN(10) {
+		k, length := base, min(width, start+r.IntN(25))
+		if r.IntN(12) == 0 {
+			length = r.IntN(start + 1)
+		}
+		for range r.IntN(4) {
+			if b := start + r.IntN(25); b < 64 {
+				k.Hi ^= 1 << (63 - b)
+			} else {
+				k.Lo ^= 1 << uint(127-b) // nothing behind the address
+			}
+		}
+		pool = append(pool, join(f, mask(k, uint32(length)), length))
+	}
+	return pool
 }
