@@ -13,7 +13,8 @@ import (
 //	table   the values of 2^tableBits positions
 //	list    0    the leaf for addresses that no route of the list holds; how many routes (bits 24–31)
 //	        1…   the routes, longest first: address (1 word of IPv4; the upper 2 or all 4 of IPv6), then the
-//	             leaf and the length (bits 24–31)
+//	             leaf and the length (bits 24–31). In lists behind a skip to the lower half, all is as if
+//	             that half were the upper one
 //	skip    0    the leaf for addresses outside of the prefix; the prefix's length (bits 24–31)
 //	        1–4  the prefix
 //	        5    the value for addresses inside
@@ -33,7 +34,8 @@ const (
 	kindList4  = 3
 	kindListHi = 4 // of IPv6, no route longer than 64 bits
 	kindList6  = 5
-	kindSkip   = 6
+	kindListLo = 6 // of IPv6, behind a skip to the lower half
+	kindSkip   = 7
 
 	bitmapBits = 6
 	positions  = 1 << bitmapBits // of a bitmap
@@ -124,7 +126,7 @@ func (a *arena) size(w uint32) int {
 		size = bitmapHead + 1 + bits.OnesCount32(a.words[off]) + bits.OnesCount32(a.words[off+1])
 	case kindTable:
 		size = 1 << tableBits
-	case kindList4, kindListHi, kindList6:
+	case kindList4, kindListHi, kindListLo, kindList6:
 		size = 1 + listWidth(kindOf(w))*int(a.words[off]>>24)
 	case kindSkip:
 		size = skipWords
@@ -205,6 +207,9 @@ func (a *arena) storeList(kind, cover uint32, routes []route) uint32 {
 	w := a.words[off:]
 	w[0] = uint32(len(routes))<<24 | cover
 	for i, at := range routes {
+		if kind == kindListLo {
+			at.key, at.length = Key6{Hi: at.key.Lo}, at.length-64
+		}
 		encode(w[1+i*width:][:width], at)
 	}
 	return kind<<kindShift | off
@@ -215,7 +220,7 @@ func listWidth(kind uint32) int {
 	switch kind {
 	case kindList4:
 		return 2
-	case kindListHi:
+	case kindListHi, kindListLo:
 		return 3
 	}
 	return 5

@@ -39,7 +39,7 @@ const (
 	// listRoutes is how many routes a list has at most. A reader compares them one by one, some 2 ns each,
 	// and mispredicts which of them it is, some 7 ns. A list replaces a chain of bitmaps, each of some 20
 	// bytes and 3 ns.
-	listRoutes = 4
+	listRoutes = 6
 	// listChain is how many bitmaps in a chain are better than a list in a large table, where speed counts for
 	// more than memory: up to 80 bytes instead of 16 or 24 for a route, but only 4 % more for the Internet's.
 	listChain = 4
@@ -66,7 +66,7 @@ func (e *edit) shape(at place, c cursor) (kind uint32, to place) {
 		if longest <= at.reach(e.chain(at.family)) && !at.between() {
 			return kindBitmap, at
 		}
-		return listKind(at.family, longest), at
+		return at.listKind(longest), at
 	}
 	if at.family == ipv4 {
 		return kindBitmap, at
@@ -91,10 +91,12 @@ func (e *edit) chain(f family) uint32 {
 }
 
 // listKind is the kind of list for routes of at most the given length.
-func listKind(f family, longest uint32) uint32 {
+func (p place) listKind(longest uint32) uint32 {
 	switch {
-	case f == ipv4:
+	case p.family == ipv4:
 		return kindList4
+	case p.low:
+		return kindListLo
 	case longest <= 64:
 		return kindListHi
 	}
@@ -134,7 +136,7 @@ func (e *edit) compile(at place, c cursor, cover uint32) (w uint32, behind curso
 	switch kind, to := e.shape(at, c); kind {
 	case kindLeaf:
 		return cover, c
-	case kindList4, kindListHi, kindList6:
+	case kindList4, kindListHi, kindListLo, kindList6:
 		return e.compileList(at, c, cover, kind)
 	case kindSkip:
 		value, behind := e.compileBitmap(to, c, cover) // there is nothing more to skip

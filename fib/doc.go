@@ -29,7 +29,7 @@
 //
 // A [View] is a version: the roots and the arena's array, one pointer. A single change replaces one word by an
 // atomic store (one for each root position, if its prefix is shorter than the root's bits), so it shows in Views
-// that exist, and each lookup finds the table before or after it. A batch copies the roots and the blocks above
+// that exist as far as they share what it changes, and each lookup finds the table before or after it. A batch copies the roots and the blocks above
 // its changes, and shows in Views that are taken afterwards, wholly or not at all. A lookup takes no lock, never
 // retries and allocates nothing; it takes at most 6 steps for IPv4 and 25 for IPv6 whatever a writer does, even
 // one that stopped halfway.
@@ -57,5 +57,6 @@
 //     when no View holds them. A callback that is still to return blocks of an array left behind finds the table
 //     with another arena, and does nothing.
 //
-// Retired blocks wait for company, as a grace period costs as much as a change: some dozen blocks at most.
+// Retired blocks wait for company, as a grace period costs as much as a change, and for the end of an earlier grace
+// period: however long a reader takes, a table has one callback in the domain.
 package fib

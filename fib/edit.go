@@ -2,6 +2,7 @@ package fib
 
 import (
 	"math/bits"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 )
@@ -79,6 +80,24 @@ func (e *edit) layout(f family) uint32 {
 		return large
 	}
 	return small
+}
+
+// countAfter is the number of routes that there would be after changes.
+func (e *edit) countAfter(changes []Change) int {
+	n, there := e.ribs[ipv4].count+e.ribs[ipv6].count, map[netip.Prefix]bool{}
+	for _, c := range changes {
+		was, known := there[c.Prefix]
+		if !known {
+			f, k := split(c.Prefix.Addr())
+			was = e.ribs[f].get(k, uint32(c.Prefix.Bits())) != 0
+		}
+		if there[c.Prefix] = !c.Delete; was && c.Delete {
+			n--
+		} else if !was && !c.Delete {
+			n++
+		}
+	}
+	return n
 }
 
 // misfit reports whether the blocks must be compiled anew: for another layout, or because more than half of the

@@ -12,6 +12,8 @@ import (
 	"os"
 	"slices"
 	"testing"
+
+	"tapyard/bench/seed"
 )
 
 // TestMain poisons freed blocks, so that a lookup in memory that was freed too early is seen.
@@ -33,6 +35,16 @@ func lowThresholds(t testing.TB) {
 	grow, shrink, table, roots := growRoutes, shrinkRoutes, tableRoutes, layouts
 	growRoutes, shrinkRoutes, tableRoutes, layouts = 60, 30, 8, [2][2]uint32{{2, 10}, {4, 7}}
 	t.Cleanup(func() { growRoutes, shrinkRoutes, tableRoutes, layouts = grow, shrink, table, roots })
+}
+
+// smallAndLarge runs a test on tables that stay small and on some that become large ones.
+func smallAndLarge(t *testing.T, f func(*testing.T, *rand.Rand)) {
+	r := seed.Rand(t)
+	t.Run("small", func(t *testing.T) { f(t, r) })
+	t.Run("large", func(t *testing.T) {
+		lowThresholds(t)
+		f(t, r)
+	})
 }
 
 // golden is the slow model of a Table: a slice and a loop.
@@ -307,7 +319,7 @@ func (a *arena) padding(w uint32) int {
 	switch kind := kindOf(w); kind {
 	case kindBitmap:
 		used = bitmapHead + a.runs(w)
-	case kindList4, kindListHi, kindList6:
+	case kindList4, kindListHi, kindListLo, kindList6:
 		used = 1 + listWidth(kind)*int(a.words[w&offMask]>>24)
 	}
 	return a.size(w) - used

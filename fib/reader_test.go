@@ -9,20 +9,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-
-	"tapyard/bench/seed"
 )
 
 // TestViewHolds: a View keeps its answers while its reader passes no quiescent point, whatever batches change,
 // re-use, grow or rebuild meanwhile. Freed blocks are poisoned, so one freed too early is seen.
-func TestViewHolds(t *testing.T) {
-	r := seed.Rand(t)
-	t.Run("small", func(t *testing.T) { viewHolds(t, r) })
-	t.Run("large", func(t *testing.T) {
-		lowThresholds(t)
-		viewHolds(t, r)
-	})
-}
+func TestViewHolds(t *testing.T) { smallAndLarge(t, viewHolds) }
 
 func viewHolds(t *testing.T, r *rand.Rand) {
 	for range max(scaled(40), 3) {
@@ -53,14 +44,7 @@ func viewHolds(t *testing.T, r *rand.Rand) {
 
 // TestSingleChangesShow: while single changes and batches go on, an existing View answers each lookup as some
 // state since it was taken does. Freed blocks are poisoned, so one freed too early is seen.
-func TestSingleChangesShow(t *testing.T) {
-	r := seed.Rand(t)
-	t.Run("small", func(t *testing.T) { singleChangesShow(t, r) })
-	t.Run("large", func(t *testing.T) {
-		lowThresholds(t)
-		singleChangesShow(t, r)
-	})
-}
+func TestSingleChangesShow(t *testing.T) { smallAndLarge(t, singleChangesShow) }
 
 func singleChangesShow(t *testing.T, r *rand.Rand) {
 	for range max(scaled(100), 5) {
@@ -117,14 +101,7 @@ func randomChanges(r *rand.Rand, model *golden, n int) (changes []Change) {
 // TestApplyIsAtomic: a writer moves an IPv4 and an IPv6 route together, one batch each time, while other
 // writers churn and now and then the whole table is loaded anew. No burst of a concurrent reader sees half a
 // batch, or a wrong answer for the routes that never change.
-func TestApplyIsAtomic(t *testing.T) {
-	r := seed.Rand(t)
-	t.Run("small", func(t *testing.T) { applyIsAtomic(t, r) })
-	t.Run("large", func(t *testing.T) {
-		lowThresholds(t)
-		applyIsAtomic(t, r)
-	})
-}
+func TestApplyIsAtomic(t *testing.T) { smallAndLarge(t, applyIsAtomic) }
 
 func applyIsAtomic(t *testing.T, r *rand.Rand) {
 	pair4, pair6 := netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:1::/48")

@@ -63,6 +63,7 @@ type Table struct {
 	ribs  [2]rib     // by family
 	arena *arena     // what current.words is part of
 	limbo []uint32   // pointers to blocks that readers may still know, to be retired together
+	grace bool       // earlier ones wait for readers: there is one callback at a time
 }
 
 // version is what a View shows. Its values change in place by single stores, each to a value that is right for
@@ -103,23 +104,21 @@ func (t *Table) Delete(p netip.Prefix) (found bool, err error) {
 }
 
 // Apply makes all changes, in order, or none: on an error nothing has changed. A View that was taken before
-// shows none of them and one taken afterwards all of them; but a single change shows in Views that exist, to
-// each lookup wholly or not at all. Deleting a prefix that isn't there is no error. changes is only read, and
+// shows none of them and one taken afterwards all of them. A single change may show in Views that exist, even in
+// one that doesn't show an earlier batch; to each lookup it shows wholly or not at all. Deleting a prefix that isn't there is no error. changes is only read, and
 // not kept.
 func (t *Table) Apply(changes []Change) error {
-	inserts := 0
 	for _, c := range changes {
 		if err := checkChange(c); err != nil {
 			return err
 		}
-		if !c.Delete {
-			inserts++
-		}
 	}
 	var err error
 	t.update(len(changes) == 1, func(e *edit) {
-		if err = checkRoom(t.Len(), inserts); err != nil {
-			return
+		if t.Len()+len(changes) > MaxRoutes {
+			if err = checkRoom(e.countAfter(changes)); err != nil {
+				return
+			}
 		}
 		for _, c := range changes {
 			f, k := split(c.Prefix.Addr())
@@ -140,7 +139,7 @@ func (t *Table) Replace(routes []Route) error {
 		}
 		counts[familyOf(r.Prefix.Addr())]++
 	}
-	if err := checkRoom(0, len(routes)); err != nil {
+	if err := checkRoom(len(routes)); err != nil {
 		return err
 	}
 	byFamily := [2][]route{make([]route, 0, counts[ipv4]), make([]route, 0, counts[ipv6])}
@@ -201,22 +200,28 @@ func (t *Table) update(inPlace bool, f func(*edit)) {
 	}
 	t.count.Store(int64(t.ribs[ipv4].count + t.ribs[ipv6].count))
 	t.limbo = append(t.limbo, e.retired...)
-	retire := t.due()
+	retire, wait := t.due()
 	t.mu.Unlock()
-	if retire != nil { // without t.mu, which the callback takes
+	switch { // without t.mu, which the callback takes
+	case retire != nil:
 		t.domain.Retire(retire)
+	case wait:
+		t.domain.Reclaim()
 	}
 }
 
-// due returns what gives the blocks in limbo back after a grace period, if that is to begin now, or nil. In a
-// small table it begins at once.
-func (t *Table) due() func() {
+// due returns what gives the blocks in limbo back after a grace period if that is to begin now, or reports that
+// they wait for the end of another one. In a small table it begins at once.
+func (t *Table) due() (retire func(), wait bool) {
 	if n := len(t.limbo); n == 0 || n < retireBlocks && t.Len() >= shrinkRoutes {
-		return nil
+		return nil, false
+	}
+	if t.grace {
+		return nil, true
 	}
 	a, blocks := t.arena, t.limbo
-	t.limbo = nil
-	return func() { t.recycle(a, blocks) }
+	t.limbo, t.grace = nil, true
+	return func() { t.recycle(a, blocks) }, false
 }
 
 // publish makes a version of the edit the current one. Roots that point into an array which has moved must not
@@ -245,6 +250,7 @@ func (t *Table) publish(e *edit) {
 func (t *Table) recycle(a *arena, blocks []uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.grace = false
 	if a != t.arena {
 		return
 	}
@@ -316,9 +322,9 @@ func checkPrefix(p netip.Prefix) error {
 	return nil
 }
 
-func checkRoom(have, more int) error {
-	if have+more > MaxRoutes {
-		return fmt.Errorf("%w: %d routes and %d insertions, at most %d: split the batch or aggregate routes", ErrFull, have, more, MaxRoutes)
+func checkRoom(routes int) error {
+	if routes > MaxRoutes {
+		return fmt.Errorf("%w: it would hold %d routes, at most %d: aggregate routes", ErrFull, routes, MaxRoutes)
 	}
 	return nil
 }

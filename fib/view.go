@@ -80,7 +80,9 @@ func (t *version) walk6(w uint32, x uint64, k Key6) NextHop {
 		case kindSkip:
 			w, x = t.skip(w, k)
 		case kindListHi:
-			return t.listHi(w, k.Hi)
+			return t.listHalf(w, k.Hi)
+		case kindListLo:
+			return t.listHalf(w, k.Lo)
 		default:
 			return t.list6(w, k)
 		}
@@ -128,13 +130,13 @@ func (t *version) list4(w, addr uint32) NextHop {
 	return NextHop(head & hopMask)
 }
 
-// listHi searches a list whose routes end in the upper half of an address.
-func (t *version) listHi(w uint32, hi uint64) NextHop {
+// listHalf searches a list that concerns one half of an address.
+func (t *version) listHalf(w uint32, half uint64) NextHop {
 	list := t.words[w&offMask:]
 	head := list[0]
 	list = list[1:][:3*(head>>24)]
 	for ; len(list) >= 3; list = list[3:] {
-		if ((uint64(list[0])<<32|uint64(list[1]))^hi)>>(64-list[2]>>24) == 0 {
+		if ((uint64(list[0])<<32|uint64(list[1]))^half)>>(64-list[2]>>24) == 0 {
 			return NextHop(list[2] & hopMask)
 		}
 	}
