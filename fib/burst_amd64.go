@@ -1,3 +1,5 @@
+//go:build !race
+
 package fib
 
 import "golang.org/x/sys/cpu"

@@ -1,3 +1,5 @@
+//go:build !race
+
 #include "textflag.h"
 
 // Both functions keep keys in the lanes of vectors and go down level by level, with a mask of the lanes that have
