@@ -103,10 +103,10 @@ func (t *Table) Delete(p netip.Prefix) (found bool, err error) {
 	return found, nil
 }
 
-// Apply makes all changes, in order, or none: on an error nothing has changed. A View that was taken before
-// shows none of them and one taken afterwards all of them. A single change may show in Views that exist, even in
-// one that doesn't show an earlier batch; to each lookup it shows wholly or not at all. Deleting a prefix that isn't there is no error. changes is only read, and
-// not kept.
+// Apply makes all changes, in order, or none: on an error nothing has changed. Of several changes, a View that was
+// taken before shows none and one taken afterwards all. A single change may show in Views that exist, even in one
+// that doesn't show an earlier batch; to each lookup it shows wholly or not at all. Deleting a prefix that isn't
+// there is no error. changes is only read, and not kept.
 func (t *Table) Apply(changes []Change) error {
 	for _, c := range changes {
 		if err := checkChange(c); err != nil {
