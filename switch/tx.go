@@ -46,7 +46,8 @@ func (w *worker) send() {
 }
 
 // sendTo hands the burst over whole if the port takes every offload in it, which is the usual case, and
-// does the missing work for the port otherwise.
+// does the missing work for the port otherwise. What belongs together goes as one super-frame to a device of
+// a kernel that takes all kinds of them; a tunnel would have to cut it.
 func (w *worker) sendTo(ps *portState, b *frame.Burst) {
 	tx, caps := ps.tx[w.id], ps.port.Caps()
 	for i, f := range b.Frames() {
@@ -55,15 +56,23 @@ func (w *worker) sendTo(ps *portState, b *frame.Burst) {
 			return
 		}
 	}
+	if ps.role != RoleTunnel && caps == port.CapsAll {
+		if saved := w.segs.joins.Start(b); saved > 0 {
+			w.segs.sendJoined(w, tx, saved)
+			return
+		}
+	}
 	tx.Send(b)
 	tx.Flush()
 }
 
-// segmenter does in software what a port doesn't take: it cuts super-frames and completes checksums.
+// segmenter does in software what a port doesn't take: it cuts super-frames and completes checksums. For one
+// that takes everything it does the inverse.
 type segmenter struct {
-	iter frame.Segmenter
-	pool *frame.Pool
-	part frame.Burst
+	iter  frame.Segmenter
+	joins frame.Coalescer
+	pool  *frame.Pool
+	part  frame.Burst
 }
 
 // newSegmenter has room for one burst of segments of the usual size; a burst of larger ones is cut into
@@ -98,6 +107,16 @@ func (s *segmenter) cut(w *worker, ps *portState, f *frame.Frame) {
 	s.iter.Start(f)
 	for more := true; more; {
 		more = s.iter.AppendTo(&s.part, s.pool)
+		sendParts(tx, &s.part)
+	}
+}
+
+// sendJoined sends the burst that joins has begun on. By it, saved frames disappear: the ledger has them as
+// consumed, standing for none on the wire, since the super-frames stand for them.
+func (s *segmenter) sendJoined(w *worker, tx port.TxQueue, saved int) {
+	w.st.Consumed.Add(uint64(saved), 0)
+	for more := true; more; {
+		more = s.joins.AppendTo(&s.part, s.pool)
 		sendParts(tx, &s.part)
 	}
 }

@@ -1,0 +1,323 @@
+package frame
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"tapyard/switch/wire"
+)
+
+// Read virtio 1.2 section 5.1.6.2 (what the metadata mean), RFC 6864 (IPv4 identifications), RFC 9293
+// section 3.1 and RFC 768 first, and segment.go, whose inverse this is.
+
+// openFlows is how many flows of a burst may have an open train at once, by hash: with 8 flows in a burst, two
+// share a place in one of 10 bursts, and are then merged only where they don't alternate.
+const openFlows = 256
+
+// A train has no more frames than a burst, which must not be more than what all kernels take as one super-frame
+// of UDP (UDP_MAX_SEGMENTS, 64 before Linux 6.9).
+const _ = uint(64 - BurstSize)
+
+// Coalescer makes one super-frame of frames of a burst that follow each other in a flow, so that one system call
+// carries them. A Segmenter gives back the same frames with complete checksums, but for the identifications
+// of IPv4 packets that may not be fragmented, which mean nothing (RFC 6864 section 4.1) and which the kernel numbers
+// anew in the same way.
+//
+// What is merged: whole TCP and UDP packets that are the frame's last byte's, without IPv4 options or IPv6
+// extension headers, to one station, with payload, equal in every header field but lengths, checksums, sequence
+// and identification. TCP has ACK, and PSH on the last frame at most. All have the same size; a shorter one is the
+// last. A complete checksum, IPv4's included, is verified before; a partial one must hold the pseudo header's sum.
+// So no wrong checksum becomes right. UDP without a checksum stays without, hence alone.
+//
+// The order within a flow doesn't change, where a frame that hides its ports (a fragment) belongs to all flows. A
+// super-frame stands where its first frame stood.
+//
+// The zero value is ready. It doesn't allocate; it serves one worker at a time.
+type Coalescer struct {
+	burst  *Burst
+	pos    int               // index of the next frame to be handed on
+	open   [openFlows]uint8  // by flow: 1 + index of the frame that heads the flow's last train
+	flows  [BurstSize]uint64 // of frames that head a train
+	count  [BurstSize]uint8  // frames in the train that a frame heads: 1 is itself alone, 0 is none
+	next   [BurstSize]uint8  // index of the frame behind it in its train
+	trains [BurstSize]train  // by head; valid if count > 1
+}
+
+// train is a super-frame to be.
+type train struct {
+	v6, udp bool
+	closed  bool   // it has its last frame
+	last    uint8  // index of its last frame
+	l4      int    // offset of the TCP or UDP header
+	hdrLen  int    // offset of the L4 payload
+	len     int    // of the super-frame, bytes
+	seq     uint32 // that TCP goes on with
+	pseudo  uint32 // partial sum of the pseudo header without its length
+}
+
+// Start finds out what can be merged in b, and returns how many frames fewer it will be then. If that is 0,
+// the burst stays as it is. Otherwise AppendTo must be called until it has no more.
+func (c *Coalescer) Start(b *Burst) (saved int) {
+	c.burst, c.pos = b, 0
+	clear(c.open[:])
+	for i, f := range b.Frames() {
+		c.count[i] = 1
+		flow := flowOf(f.buf)
+		if flow == 0 {
+			clear(c.open[:])
+			continue
+		}
+		at := &c.open[flow>>56]
+		if head := int(*at) - 1; head >= 0 && c.flows[head] == flow && c.join(head, i) {
+			saved++
+			continue
+		}
+		*at, c.flows[i] = uint8(i+1), flow
+	}
+	return saved
+}
+
+// flowOf returns a number that is equal for all frames of a flow, and hardly ever for others, whose order would
+// then be kept needlessly. It is 0 where a frame doesn't show its flow: no TCP or UDP, a fragment, IPv4
+// options, IPv6 extension headers. The header behind IP may be cut short.
+func flowOf(b []byte) uint64 {
+	const spread = 0x9e3779b97f4a7c15 // the 64-bit golden ratio
+	if len(b) < wire.EthernetLen+wire.IPv4MinLen+wire.UDPLen {
+		return 0
+	}
+	var proto uint8
+	var h uint64
+	switch wire.Ethernet(b).EtherType() {
+	case wire.EtherTypeIPv4:
+		ip := wire.IPv4(b[wire.EthernetLen:])
+		if ip.HeaderLen() != wire.IPv4MinLen || ip.MoreFragments() || ip.FragmentOffset() != 0 {
+			return 0
+		}
+		proto = ip.Protocol()
+		h = le64(ip[12:]) ^ uint64(le32(ip[wire.IPv4MinLen:]))*spread
+	case wire.EtherTypeIPv6:
+		if len(b) < wire.EthernetLen+wire.IPv6Len+wire.UDPLen {
+			return 0
+		}
+		ip := wire.IPv6(b[wire.EthernetLen:])
+		proto = ip.NextHeader()
+		h = (le64(ip[8:])*spread ^ le64(ip[16:])) * spread
+		h = (h^le64(ip[24:]))*spread ^ le64(ip[32:])
+		h = h*spread ^ uint64(le32(ip[wire.IPv6Len:]))
+	}
+	if proto != wire.ProtoTCP && proto != wire.ProtoUDP {
+		return 0
+	}
+	return (h^uint64(proto))*spread | 1
+}
+
+func le32(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
+func le64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
+
+// join adds frame i to the train that the frame head leads, if it may. Checksums are summed last, and that of the
+// head only when there is a second frame, so that what can't be merged costs little.
+func (c *Coalescer) join(head, i int) bool {
+	h, f, t := c.burst.frames[head], c.burst.frames[i], &c.trains[head]
+	first := c.count[head] == 1
+	if !sameNetwork(h.buf, f.buf, uint16(c.count[head])) || first && !t.begin(h) {
+		return false
+	}
+	if t.closed || !t.fits(f) || !t.follows(h.buf, f.buf) || first && !t.checksumsOK(h) || !t.checksumsOK(f) {
+		return false
+	}
+	if first {
+		t.last = uint8(head)
+	}
+	payload := len(f.buf) - t.hdrLen
+	t.closed = payload < len(h.buf)-t.hdrLen || t.pushes(f.buf)
+	t.seq += uint32(payload)
+	t.len += payload
+	c.next[t.last], t.last = uint8(i), uint8(i)
+	c.count[head]++
+	c.count[i] = 0
+	return true
+}
+
+// sameNetwork says whether Ethernet and IP headers of two frames for which flowOf isn't 0 are what the same
+// super-frame puts before its first and its segment n. Copies of group traffic are left alone: kernels hand a
+// super-frame to several sockets by a path that few use.
+func sameNetwork(h, f []byte, n uint16) bool {
+	if h[0]&1 != 0 || le64(h) != le64(f) || le64(h[6:]) != le64(f[6:]) {
+		return false
+	}
+	v6 := wire.Ethernet(h).EtherType() == wire.EtherTypeIPv6
+	h, f = h[wire.EthernetLen:], f[wire.EthernetLen:]
+	if v6 {
+		return le32(h) == le32(f) && h[6] == f[6] && h[7] == f[7] && // version, class, label; next header, hop limit
+			le64(h[8:]) == le64(f[8:]) && le64(h[16:]) == le64(f[16:]) &&
+			le64(h[24:]) == le64(f[24:]) && le64(h[32:]) == le64(f[32:])
+	}
+	a, b := wire.IPv4(h), wire.IPv4(f)
+	return (a.DontFragment() || b.ID() == a.ID()+n) && h[0] == f[0] && a.TOS() == b.TOS() && h[6] == f[6] && h[7] == f[7] &&
+		a.TTL() == b.TTL() && a.Protocol() == b.Protocol() && le64(h[12:]) == le64(f[12:])
+}
+
+// begin makes a train of one frame for which flowOf isn't 0, or says that it may be none.
+func (t *train) begin(h *Frame) bool {
+	packet := h.buf[wire.EthernetLen:]
+	*t = train{v6: wire.Ethernet(h.buf).EtherType() == wire.EtherTypeIPv6, len: len(h.buf)}
+	t.l4 = wire.EthernetLen + wire.IPv4MinLen
+	proto := wire.IPv4(packet).Protocol()
+	if t.v6 {
+		t.l4 = wire.EthernetLen + wire.IPv6Len
+		proto = wire.IPv6(packet).NextHeader()
+	}
+	t.pseudo = wire.PseudoHeader(packet, t.v6, proto, 0)
+	if t.udp = proto == wire.ProtoUDP; t.udp {
+		t.hdrLen = t.l4 + wire.UDPLen
+		return t.fits(h)
+	}
+	tcp := wire.TCP(h.buf[t.l4:])
+	if !tcp.IsValid() {
+		return false
+	}
+	t.hdrLen = t.l4 + tcp.DataOffset()
+	t.seq = tcp.Seq() + uint32(len(h.buf)-t.hdrLen)
+	t.closed = t.pushes(h.buf)
+	return t.fits(h)
+}
+
+// fits says whether f, whose headers up to IP's are those of the train, may be in one: a whole packet with payload,
+// no super-frame, with a checksum, and of TCP no flags but ACK and PSH.
+func (t *train) fits(f *Frame) bool {
+	if f.GSOType != wire.GSONone || len(f.buf) <= t.hdrLen || !t.networkFits(f.buf[wire.EthernetLen:]) {
+		return false
+	}
+	if t.udp {
+		udp := wire.UDP(f.buf[t.l4:])
+		return int(udp.Length()) == len(udp) && (f.NeedsCsum || udp.Checksum() != 0)
+	}
+	tcp := wire.TCP(f.buf[t.l4:])
+	return tcp.Flags()&^wire.TCPPsh == wire.TCPAck && tcp[12]&0x0f == 0 // the bits between offset and flags
+}
+
+// networkFits says whether the packet is valid and ends where the frame does: a Segmenter makes no padding.
+func (t *train) networkFits(packet []byte) bool {
+	if t.v6 {
+		ip := wire.IPv6(packet)
+		return ip.IsValid() && wire.IPv6Len+int(ip.PayloadLen()) == len(packet)
+	}
+	ip := wire.IPv4(packet)
+	return ip.IsValid() && int(ip.TotalLen()) == len(packet)
+}
+
+// follows says whether f, which fits, goes on behind the train that began with h: with the same ports (they are in
+// the flow's number only) and header, a size that no frame of h's exceeds, and where TCP's sequence is.
+func (t *train) follows(h, f []byte) bool {
+	if len(f) > len(h) || t.len+len(f)-t.hdrLen > MaxLen || le32(h[t.l4:]) != le32(f[t.l4:]) {
+		return false
+	}
+	if t.udp {
+		return true
+	}
+	a, b := wire.TCP(h[t.l4:]), wire.TCP(f[t.l4:])
+	return b.Seq() == t.seq && a.Ack() == b.Ack() && a.DataOffset() == b.DataOffset() && a.Window() == b.Window() &&
+		a.Urgent() == b.Urgent() && bytes.Equal(a.Options(), b[wire.TCPMinLen:b.DataOffset()])
+}
+
+// pushes says whether b is of TCP with PSH.
+func (t *train) pushes(b []byte) bool { return !t.udp && wire.TCP(b[t.l4:]).Flags()&wire.TCPPsh != 0 }
+
+// checksumsOK verifies the checksums of f, which fits.
+func (t *train) checksumsOK(f *Frame) bool {
+	if !t.v6 && !wire.IPv4(f.buf[wire.EthernetLen:]).ChecksumOK() {
+		return false
+	}
+	segment := f.buf[t.l4:]
+	pseudo := t.pseudo + uint32(len(segment))
+	if !f.NeedsCsum {
+		return wire.Fold(wire.Sum(segment, pseudo)) == 0xffff
+	}
+	offset := t.checksumOffset()
+	return int(f.CsumStart) == t.l4 && f.CsumOffset == offset && binary.BigEndian.Uint16(segment[offset:]) == wire.Fold(pseudo)
+}
+
+func (t *train) checksumOffset() uint16 {
+	if t.udp {
+		return wire.UDPChecksumOffset
+	}
+	return wire.TCPChecksumOffset
+}
+
+// AppendTo appends the burst's frames to out, those of a train as one super-frame of p with the first one's Meta but
+// for offloads, until p is used up. It reports whether frames are left, for a further call. out was empty; p has room
+// for a frame of MaxLen when all of its frames are released. Frames pass from the burst, which is empty in
+// the end, to out; those that are merged are released.
+func (c *Coalescer) AppendTo(out *Burst, p *Pool) (more bool) {
+	for ; c.pos < c.burst.n; c.pos++ {
+		f := c.burst.frames[c.pos]
+		switch {
+		case c.count[c.pos] == 0:
+			continue
+		case c.count[c.pos] > 1:
+			if f = c.merge(c.pos, p); f == nil {
+				return true
+			}
+		}
+		out.Append(f)
+	}
+	c.burst.Reset()
+	return false
+}
+
+// merge makes the super-frame of a train, or returns nil if p has no room. Payloads are copied into one piece: an
+// entry in the list of a vectored write costs more than the copy of a small one.
+func (c *Coalescer) merge(head int, p *Pool) *Frame {
+	t := &c.trains[head]
+	b := p.Reserve(0, t.len)
+	if b == nil {
+		return nil
+	}
+	h := c.burst.frames[head]
+	meta := h.Meta
+	meta.GSOType, meta.HdrLen, meta.GSOSize = t.gsoType(), uint16(t.hdrLen), uint16(h.Len()-t.hdrLen)
+	meta.NeedsCsum, meta.CsumStart, meta.CsumOffset = true, uint16(t.l4), t.checksumOffset()
+	n := copy(b, h.buf[:t.hdrLen])
+	t.fixHeaders(b, c.burst.frames[t.last].buf)
+	for i := head; n < t.len; i = int(c.next[i]) {
+		f := c.burst.frames[i]
+		n += copy(b[n:], f.buf[t.hdrLen:])
+		f.Release()
+	}
+	super := p.Commit(n)
+	super.Meta = meta
+	return super
+}
+
+func (t *train) gsoType() uint8 {
+	switch {
+	case t.udp:
+		return wire.GSOUDPL4
+	case t.v6:
+		return wire.GSOTCPv6
+	}
+	return wire.GSOTCPv4
+}
+
+// fixHeaders makes the first frame's headers in b, which has the super-frame's length, those of the super-frame. From
+// the last frame comes PSH, if it is there.
+func (t *train) fixHeaders(b, last []byte) {
+	segment := b[t.l4:]
+	if t.v6 {
+		wire.IPv6(b[wire.EthernetLen:]).SetPayloadLen(uint16(len(segment)))
+	} else {
+		ip := wire.IPv4(b[wire.EthernetLen:])
+		ip.SetTotalLen(uint16(len(ip)))
+		ip.UpdateChecksum()
+	}
+	partial := wire.Fold(t.pseudo + uint32(len(segment)))
+	if t.udp {
+		udp := wire.UDP(segment)
+		udp.SetLength(uint16(len(segment)))
+		udp.SetChecksum(partial)
+		return
+	}
+	tcp := wire.TCP(segment)
+	tcp.SetFlags(wire.TCP(last[t.l4:]).Flags())
+	tcp.SetChecksum(partial)
+}
