@@ -58,6 +58,9 @@ type train struct {
 // Start finds out what can be merged in b, and returns how many frames fewer it will be then. If that is 0,
 // the burst stays as it is. Otherwise AppendTo must be called until it has no more.
 func (c *Coalescer) Start(b *Burst) (saved int) {
+	if !hasPair(b.Frames()) {
+		return 0
+	}
 	c.burst, c.pos = b, 0
 	clear(c.open[:])
 	for i, f := range b.Frames() {
@@ -75,6 +78,39 @@ func (c *Coalescer) Start(b *Burst) (saved int) {
 		*at, c.flows[i] = uint8(i+1), flow
 	}
 	return saved
+}
+
+// hasPair says whether any frame looks like the one that goes on with its neighbour or the one before that. It costs
+// 2 ns a frame where nothing can be merged, a third of looking for trains. Bursts where three or more flows
+// take strict turns are missed by it.
+func hasPair(frames []*Frame) bool {
+	var before, last uint64
+	for i, f := range frames {
+		expected, own := pairing(f.buf)
+		if expected == last && i > 0 || expected == before && i > 1 {
+			return true
+		}
+		before, last = last, own
+	}
+	return false
+}
+
+// pairing returns numbers of a frame and of one that it may go on with: the ports of plain IP, and with them the
+// identification where that must be contiguous.
+func pairing(b []byte) (expected, own uint64) {
+	const l4v4, l4v6 = wire.EthernetLen + wire.IPv4MinLen, wire.EthernetLen + wire.IPv6Len
+	if len(b) >= l4v6+4 && wire.Ethernet(b).EtherType() == wire.EtherTypeIPv6 {
+		own = uint64(le32(b[l4v6:]))
+		return own, own
+	}
+	if len(b) < l4v4+4 {
+		return 0, 0
+	}
+	own = uint64(le32(b[l4v4:]))
+	if ip := wire.IPv4(b[wire.EthernetLen:]); !ip.DontFragment() {
+		return own | uint64(ip.ID()-1)<<32, own | uint64(ip.ID())<<32
+	}
+	return own, own
 }
 
 // flowOf returns a number that is equal for all frames of a flow, and hardly ever for others, whose order would
