@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -42,12 +41,8 @@ func must(t testing.TB, err error) {
 // newTapPod attaches pod n, which knows the other of pods 1 and 2 by permanent entries.
 func newTapPod(t *testing.T, sw *vswitch.Switch, n int) *tapPod {
 	t.Helper()
-	address := func(n int) (wire.MAC, netip.Addr, netip.Addr) {
-		return wire.MAC{2, 5: byte(n)}, netip.AddrFrom4([4]byte{10, 244, 1, byte(n)}), netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)})
-	}
 	p := &tapPod{ns: nstest.New(t)}
-	mac, v4, v6 := address(n)
-	otherMAC, other4, other6 := address(3 - n)
+	mac, v4, v6 := tapAddresses(n)
 	p.v4, p.v6 = v4, v6
 	var tap *port.TAP
 	p.ns.Do(t, func() {
@@ -55,23 +50,7 @@ func newTapPod(t *testing.T, sw *vswitch.Switch, n int) *tapPod {
 		var err error
 		tap, err = port.OpenTAP(port.TAPConfig{Device: podDevice, PortName: fmt.Sprintf("pod%d", n)})
 		must(t, err)
-		must(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+podDevice+"/accept_dad", []byte("0"), 0))
-		link, err := netlink.LinkByName(podDevice)
-		must(t, err)
-		must(t, netlink.LinkSetHardwareAddr(link, mac[:]))
-		must(t, netlink.LinkSetTxQLen(link, 2000))
-		must(t, netlink.LinkSetGSOMaxSegs(link, 1)) // it sends TCP a segment at a time
-		must(t, netlink.LinkSetUp(link))
-		for _, prefix := range []netip.Prefix{netip.PrefixFrom(v4, 24), netip.PrefixFrom(v6, 64)} {
-			addr, err := netlink.ParseAddr(prefix.String())
-			must(t, err)
-			addr.Flags = unix.IFA_F_NODAD
-			must(t, netlink.AddrAdd(link, addr))
-		}
-		for _, a := range []netip.Addr{other4, other6} {
-			must(t, netlink.NeighSet(&netlink.Neigh{
-				LinkIndex: link.Attrs().Index, IP: a.AsSlice(), HardwareAddr: otherMAC[:], State: netlink.NUD_PERMANENT}))
-		}
+		configureTAP(t, n)
 	})
 	t.Cleanup(func() { tap.Remove() })
 	if tap.Caps() != port.CapsAll {
@@ -81,6 +60,44 @@ func newTapPod(t *testing.T, sw *vswitch.Switch, n int) *tapPod {
 	must(t, err)
 	must(t, sw.AddStation(coalesceVNI, id, mac, []netip.Addr{v4, v6}))
 	return p
+}
+
+func tapAddresses(n int) (mac wire.MAC, v4, v6 netip.Addr) {
+	v4 = netip.AddrFrom4([4]byte{10, 244, 1, byte(n)})
+	return wire.MAC{2, 5: byte(n)}, v4, netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)})
+}
+
+// configureTAP is called inside pod n. It returns when the kernel takes packets for all addresses: even without
+// duplicate detection it adds the route of an IPv6 address some time later.
+func configureTAP(t *testing.T, n int) {
+	t.Helper()
+	mac, v4, v6 := tapAddresses(n)
+	otherMAC, other4, other6 := tapAddresses(3 - n)
+	link, err := netlink.LinkByName(podDevice)
+	must(t, err)
+	must(t, netlink.LinkSetHardwareAddr(link, mac[:]))
+	must(t, netlink.LinkSetTxQLen(link, 2000))
+	must(t, netlink.LinkSetGSOMaxSegs(link, 1)) // it sends TCP a segment at a time
+	must(t, netlink.LinkSetUp(link))
+	for _, prefix := range []netip.Prefix{netip.PrefixFrom(v4, 24), netip.PrefixFrom(v6, 64)} {
+		addr, err := netlink.ParseAddr(prefix.String())
+		must(t, err)
+		addr.Flags = unix.IFA_F_NODAD
+		must(t, netlink.AddrAdd(link, addr))
+	}
+	for _, a := range []netip.Addr{other4, other6} {
+		must(t, netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, IP: a.AsSlice(), HardwareAddr: otherMAC[:], State: netlink.NUD_PERMANENT}))
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteGet(v6.AsSlice())
+		if err == nil && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%v is no local address after 10 s: %v, %v", v6, routes, err)
+		}
+	}
 }
 
 // newTapSwitch is a switch, not yet started, with two pods.
@@ -143,7 +160,8 @@ func readDatagrams(t *testing.T, conn *net.UDPConn, n int) (got [][]byte, reads 
 // its bytes and in order, whether the kernel cuts the super-frames for it or not.
 func TestCoalescedDatagramsArrive(t *testing.T) {
 	r := seed.Rand(t)
-	sizes := slices.Concat(slices.Repeat([]int{18}, 200), slices.Repeat([]int{1000}, 50), []int{999, 1000, 1000, 1, 1, 1, 2, 2, 1400})
+	sizes := slices.Concat(slices.Repeat([]int{18}, 200), slices.Repeat([]int{1000}, 50),
+		[]int{999, 1000, 1000, 1, 1, 1, 2, 2, 1400})
 	for range 200 {
 		sizes = append(sizes, 1+r.IntN(20)/10*1000)
 	}

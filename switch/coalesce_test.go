@@ -17,7 +17,8 @@ import (
 func burstUDP(t testing.TB, dstMAC wire.MAC, dst []byte, n int) (frames []porttest.Frame) {
 	for i := range n {
 		frames = append(frames, plain(packet(t, ethernet(macA, dstMAC, layers.EthernetTypeIPv4),
-			&layers.IPv4{TTL: 64, Id: uint16(i), Flags: layers.IPv4DontFragment, Protocol: layers.IPProtocolUDP, SrcIP: a4.AsSlice(), DstIP: dst},
+			&layers.IPv4{TTL: 64, Id: uint16(i), Flags: layers.IPv4DontFragment, Protocol: layers.IPProtocolUDP,
+				SrcIP: a4.AsSlice(), DstIP: dst},
 			&layers.UDP{SrcPort: 4000, DstPort: 5000}, gopacket.Payload{17: byte(i)})))
 	}
 	return frames
@@ -34,6 +35,9 @@ func wiresOf(frames []porttest.Frame) (n []int) {
 // One flow's burst leaves as one super-frame to a device that takes all kinds of them, and as it came where a tunnel
 // or an old kernel would only have to have it cut again. The ledger counts what is on the wire.
 func TestSendMergesABurst(t *testing.T) {
+	podB := func(r *rig) *porttest.Port { return r.podB }
+	host := func(r *rig) *porttest.Port { return r.host }
+	tunnel := func(r *rig) *porttest.Port { return r.tunnel }
 	for name, c := range map[string]struct {
 		caps   port.Caps
 		mac    wire.MAC
@@ -41,11 +45,11 @@ func TestSendMergesABurst(t *testing.T) {
 		out    func(r *rig) *porttest.Port
 		merges bool
 	}{
-		"pod":                 {port.CapsAll, macB, b4.AsSlice(), func(r *rig) *porttest.Port { return r.podB }, true},
-		"routed to the host":  {port.CapsAll, routerMAC, internet4.AsSlice(), func(r *rig) *porttest.Port { return r.host }, true},
-		"tunnel":              {port.CapsAll, routerMAC, remote4.AsSlice(), func(r *rig) *porttest.Port { return r.tunnel }, false},
-		"kernel without USO":  {port.CapsAll &^ port.CapUSO, macB, b4.AsSlice(), func(r *rig) *porttest.Port { return r.podB }, false},
-		"without any offload": {0, macB, b4.AsSlice(), func(r *rig) *porttest.Port { return r.podB }, false},
+		"pod":                 {port.CapsAll, macB, b4.AsSlice(), podB, true},
+		"routed to the host":  {port.CapsAll, routerMAC, internet4.AsSlice(), host, true},
+		"tunnel":              {port.CapsAll, routerMAC, remote4.AsSlice(), tunnel, false},
+		"kernel without USO":  {port.CapsAll &^ port.CapUSO, macB, b4.AsSlice(), podB, false},
+		"without any offload": {0, macB, b4.AsSlice(), podB, false},
 	} {
 		r := newRig(t, c.caps)
 		want := slices.Repeat([]int{1}, 10)

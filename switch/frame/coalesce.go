@@ -18,19 +18,18 @@ const openFlows = 256
 // of UDP (UDP_MAX_SEGMENTS, 64 before Linux 6.9).
 const _ = uint(64 - BurstSize)
 
-// Coalescer makes one super-frame of frames of a burst that follow each other in a flow, so that one system call
-// carries them. A Segmenter gives back the same frames with complete checksums, but for the identifications
-// of IPv4 packets that may not be fragmented, which mean nothing (RFC 6864 section 4.1) and which the kernel numbers
-// anew in the same way.
+// Coalescer makes one super-frame of the frames of a burst that follow each other in a flow, so that one system call
+// carries them. A Segmenter gives back the same frames with complete checksums. Only the identifications of IPv4
+// packets with DF may differ: they mean nothing (RFC 6864 section 4.1), and kernels number segments anew.
 //
-// What is merged: whole TCP and UDP packets that are the frame's last byte's, without IPv4 options or IPv6
-// extension headers, to one station, with payload, equal in every header field but lengths, checksums, sequence
-// and identification. TCP has ACK, and PSH on the last frame at most. All have the same size; a shorter one is the
-// last. A complete checksum, IPv4's included, is verified before; a partial one must hold the pseudo header's sum.
-// So no wrong checksum becomes right. UDP without a checksum stays without, hence alone.
+// Merged are plain TCP and UDP frames to one station, without IPv4 options, IPv6 extension headers or padding, with
+// payload, and with headers that are equal but for lengths, checksums, sequence and identification. TCP has the
+// flag ACK, and PSH on the last frame at most. All have the same size, but the last may be shorter. A complete
+// checksum, IPv4's included, is verified before; a partial one must hold the pseudo header's sum: no wrong checksum
+// becomes right. UDP without a checksum would get one, so it is left alone.
 //
-// The order within a flow doesn't change, where a frame that hides its ports (a fragment) belongs to all flows. A
-// super-frame stands where its first frame stood.
+// The order within a flow doesn't change, and a frame that doesn't show its flow (a fragment) keeps its place among
+// all. A super-frame stands where its first frame stood.
 //
 // The zero value is ready. It doesn't allocate; it serves one worker at a time.
 type Coalescer struct {
@@ -50,7 +49,7 @@ type train struct {
 	last    uint8  // index of its last frame
 	l4      int    // offset of the TCP or UDP header
 	hdrLen  int    // offset of the L4 payload
-	len     int    // of the super-frame, bytes
+	size    int    // of the super-frame, bytes
 	seq     uint32 // that TCP goes on with
 	pseudo  uint32 // partial sum of the pseudo header without its length
 }
@@ -130,7 +129,8 @@ func flowOf(b []byte) uint64 {
 			return 0
 		}
 		proto = ip.Protocol()
-		h = le64(ip[12:]) ^ uint64(le32(ip[wire.IPv4MinLen:]))*spread
+		h = le64(ip[12:]) ^ // the addresses, then the ports
+			uint64(le32(ip[wire.IPv4MinLen:]))*spread
 	case wire.EtherTypeIPv6:
 		if len(b) < wire.EthernetLen+wire.IPv6Len+wire.UDPLen {
 			return 0
@@ -167,7 +167,7 @@ func (c *Coalescer) join(head, i int) bool {
 	payload := len(f.buf) - t.hdrLen
 	t.closed = payload < len(h.buf)-t.hdrLen || t.pushes(f.buf)
 	t.seq += uint32(payload)
-	t.len += payload
+	t.size += payload
 	c.next[t.last], t.last = uint8(i), uint8(i)
 	c.count[head]++
 	c.count[i] = 0
@@ -189,33 +189,36 @@ func sameNetwork(h, f []byte, n uint16) bool {
 			le64(h[24:]) == le64(f[24:]) && le64(h[32:]) == le64(f[32:])
 	}
 	a, b := wire.IPv4(h), wire.IPv4(f)
-	return (a.DontFragment() || b.ID() == a.ID()+n) && h[0] == f[0] && a.TOS() == b.TOS() && h[6] == f[6] && h[7] == f[7] &&
+	return (a.DontFragment() || b.ID() == a.ID()+n) &&
+		h[0] == f[0] && a.TOS() == b.TOS() && h[6] == f[6] && h[7] == f[7] && // version, class, flags
 		a.TTL() == b.TTL() && a.Protocol() == b.Protocol() && le64(h[12:]) == le64(f[12:])
 }
 
 // begin makes a train of one frame for which flowOf isn't 0, or says that it may be none.
 func (t *train) begin(h *Frame) bool {
 	packet := h.buf[wire.EthernetLen:]
-	*t = train{v6: wire.Ethernet(h.buf).EtherType() == wire.EtherTypeIPv6, len: len(h.buf)}
+	*t = train{v6: wire.Ethernet(h.buf).EtherType() == wire.EtherTypeIPv6, size: len(h.buf)}
 	t.l4 = wire.EthernetLen + wire.IPv4MinLen
 	proto := wire.IPv4(packet).Protocol()
 	if t.v6 {
 		t.l4 = wire.EthernetLen + wire.IPv6Len
 		proto = wire.IPv6(packet).NextHeader()
 	}
-	t.pseudo = wire.PseudoHeader(packet, t.v6, proto, 0)
-	if t.udp = proto == wire.ProtoUDP; t.udp {
-		t.hdrLen = t.l4 + wire.UDPLen
-		return t.fits(h)
+	t.hdrLen = t.l4 + wire.UDPLen
+	if t.udp = proto == wire.ProtoUDP; !t.udp {
+		tcp := wire.TCP(h.buf[t.l4:])
+		if !tcp.IsValid() {
+			return false
+		}
+		t.hdrLen = t.l4 + tcp.DataOffset()
+		t.seq = tcp.Seq() + uint32(len(h.buf)-t.hdrLen)
+		t.closed = t.pushes(h.buf)
 	}
-	tcp := wire.TCP(h.buf[t.l4:])
-	if !tcp.IsValid() {
+	if !t.fits(h) {
 		return false
 	}
-	t.hdrLen = t.l4 + tcp.DataOffset()
-	t.seq = tcp.Seq() + uint32(len(h.buf)-t.hdrLen)
-	t.closed = t.pushes(h.buf)
-	return t.fits(h)
+	t.pseudo = wire.PseudoHeader(packet, t.v6, proto, 0)
+	return true
 }
 
 // fits says whether f, whose headers up to IP's are those of the train, may be in one: a whole packet with payload,
@@ -242,10 +245,10 @@ func (t *train) networkFits(packet []byte) bool {
 	return ip.IsValid() && int(ip.TotalLen()) == len(packet)
 }
 
-// follows says whether f, which fits, goes on behind the train that began with h: with the same ports (they are in
-// the flow's number only) and header, a size that no frame of h's exceeds, and where TCP's sequence is.
+// follows says whether f, which fits, goes on where the train that began with h ends: with the same ports (two flows
+// may have the same number) and other fields, and no longer than h.
 func (t *train) follows(h, f []byte) bool {
-	if len(f) > len(h) || t.len+len(f)-t.hdrLen > MaxLen || le32(h[t.l4:]) != le32(f[t.l4:]) {
+	if len(f) > len(h) || t.size+len(f)-t.hdrLen > MaxLen || le32(h[t.l4:]) != le32(f[t.l4:]) {
 		return false
 	}
 	if t.udp {
@@ -270,7 +273,8 @@ func (t *train) checksumsOK(f *Frame) bool {
 		return wire.Fold(wire.Sum(segment, pseudo)) == 0xffff
 	}
 	offset := t.checksumOffset()
-	return int(f.CsumStart) == t.l4 && f.CsumOffset == offset && binary.BigEndian.Uint16(segment[offset:]) == wire.Fold(pseudo)
+	return int(f.CsumStart) == t.l4 && f.CsumOffset == offset &&
+		binary.BigEndian.Uint16(segment[offset:]) == wire.Fold(pseudo)
 }
 
 func (t *train) checksumOffset() uint16 {
@@ -301,11 +305,11 @@ func (c *Coalescer) AppendTo(out *Burst, p *Pool) (more bool) {
 	return false
 }
 
-// merge makes the super-frame of a train, or returns nil if p has no room. Payloads are copied into one piece: an
-// entry in the list of a vectored write costs more than the copy of a small one.
+// merge makes the super-frame of a train, or returns nil if p has no room. Payloads are copied into one piece: a
+// vectored write of 64 costs 32 ns a frame where copy and write cost 14, of 18 bytes each, and the same of 1,400.
 func (c *Coalescer) merge(head int, p *Pool) *Frame {
 	t := &c.trains[head]
-	b := p.Reserve(0, t.len)
+	b := p.Reserve(0, t.size)
 	if b == nil {
 		return nil
 	}
@@ -315,7 +319,7 @@ func (c *Coalescer) merge(head int, p *Pool) *Frame {
 	meta.NeedsCsum, meta.CsumStart, meta.CsumOffset = true, uint16(t.l4), t.checksumOffset()
 	n := copy(b, h.buf[:t.hdrLen])
 	t.fixHeaders(b, c.burst.frames[t.last].buf)
-	for i := head; n < t.len; i = int(c.next[i]) {
+	for i := head; n < t.size; i = int(c.next[i]) {
 		f := c.burst.frames[i]
 		n += copy(b[n:], f.buf[t.hdrLen:])
 		f.Release()

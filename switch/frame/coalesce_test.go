@@ -117,27 +117,41 @@ func comparable(b []byte) []byte {
 	return b
 }
 
-// flowName tells flows apart by what gopacket-free reading of the frame shows: everything that hides its ports is in
-// the flow "", and comes in order with all others.
+// flowName tells flows apart by what Parse reads. What it finds no flow in is in the flow "", and a fragment in
+// the flow "fragment", which is a part of all others.
 func flowName(b []byte) string {
 	var p wire.Parsed
-	if wire.Parse(b, true, &p) != wire.FaultNone || p.Fragment || !p.HasL4() || p.Proto != wire.ProtoTCP && p.Proto != wire.ProtoUDP {
+	fault := wire.Parse(b, true, &p)
+	if fault == wire.FaultNone && p.Fragment {
+		return "fragment"
+	}
+	if fault != wire.FaultNone || !p.HasL4() || p.Proto != wire.ProtoTCP && p.Proto != wire.ProtoUDP {
 		return ""
 	}
 	return fmt.Sprintf("%d %x %x %d %d", p.Proto, p.Src, p.Dst, p.SrcPort, p.DstPort)
 }
 
+// byFlow sorts frames into flows. A fragment is in all of them, at its place.
+func byFlow(frames [][]byte) map[string][][]byte {
+	flows := map[string][][]byte{}
+	for _, b := range frames {
+		flows[flowName(b)] = nil
+	}
+	for _, b := range frames {
+		for flow, list := range flows {
+			if name := flowName(b); name == flow || name == "fragment" && flow != "" {
+				flows[flow] = append(list, comparable(b))
+			}
+		}
+	}
+	return flows
+}
+
 // checkCoalesced is the oracle: cut again, each flow's frames are what was given, byte for byte and in order.
 func checkCoalesced(t testing.TB, in []sent, out coalesced) {
 	t.Helper()
-	want, got := map[string][][]byte{}, map[string][][]byte{}
 	given := coalesced{frames: in}
-	for _, b := range given.cut(t) {
-		want[flowName(b)] = append(want[flowName(b)], comparable(b))
-	}
-	for _, b := range out.cut(t) {
-		got[flowName(b)] = append(got[flowName(b)], comparable(b))
-	}
+	want, got := byFlow(given.cut(t)), byFlow(out.cut(t))
 	for flow := range want {
 		if len(got[flow]) != len(want[flow]) {
 			t.Fatalf("flow %q: %d frames, want %d", flow, len(got[flow]), len(want[flow]))
@@ -289,8 +303,8 @@ func TestCoalesceTrain(t *testing.T) {
 	}
 }
 
-// rule spoils the second of three frames, so that it may not be merged with the first. apart are the wire frames that
-// come out: 1 1 1 if the second can't be merged at all, 1 2 if it begins what goes on.
+// rules spoil the second of three frames, so that it may not be merged with its neighbours. apart are the wire frames
+// that each frame stands for which comes out, if they are not 1, 1 and 1.
 var rules = []struct {
 	name  string
 	of    string
@@ -334,7 +348,9 @@ var rules = []struct {
 	{"no ACK", "tcp4", func(f *sent) { f.bytes[47] = 0; f.sum(false) }, nil},
 	{"PSH", "tcp4", func(f *sent) { f.bytes[47] |= wire.TCPPsh; f.sum(false) }, []int{2, 1}},
 	{"PSH of IPv6", "tcp6", func(f *sent) { f.bytes[67] |= wire.TCPPsh; f.sum(false) }, []int{2, 1}},
-	{"super-frame", "udp4 partial", func(f *sent) { f.meta.GSOType, f.meta.GSOSize, f.meta.HdrLen = wire.GSOUDPL4, 50, 42 }, []int{1, 2, 1}},
+	{"super-frame", "udp4 partial", func(f *sent) {
+		f.meta.GSOType, f.meta.GSOSize, f.meta.HdrLen = wire.GSOUDPL4, 50, 42
+	}, []int{1, 2, 1}},
 	{"nothing", "udp4", func(*sent) {}, []int{3}},
 }
 
@@ -433,14 +449,20 @@ func TestCoalesceSizes(t *testing.T) {
 func mixed(r *rand.Rand) (in []sent) {
 	var flows []*stream
 	for range 1 + r.IntN(6) {
-		flows = append(flows, &stream{v6: r.IntN(2) == 0, udp: r.IntN(2) == 0, partial: r.IntN(2) == 0, fragmentable: r.IntN(3) == 0,
-			timestamps: r.IntN(2) == 0, port: uint16(r.IntN(4)), id: uint16(r.Uint32()), seq: r.Uint32()})
+		flows = append(flows, &stream{v6: r.IntN(2) == 0, udp: r.IntN(2) == 0, partial: r.IntN(2) == 0,
+			fragmentable: r.IntN(3) == 0, timestamps: r.IntN(2) == 0,
+			port: uint16(r.IntN(4)), id: uint16(r.Uint32()), seq: r.Uint32()})
 	}
 	size, spoils := 1+r.IntN(200), r.IntN(8)
 	for n := 1 + r.IntN(frame.BurstSize); len(in) < n; {
 		s := flows[r.IntN(len(flows))]
 		for run := 1 + r.IntN(6); run > 0 && len(in) < n; run-- {
-			f := s.make(randomBytes(r, max(0, size-r.IntN(2)*r.IntN(2)*r.IntN(size))), wire.TCPAck|wire.TCPPsh*uint8(r.IntN(8)/7))
+			shorter := r.IntN(2) * r.IntN(2) * r.IntN(size)
+			f := s.make(randomBytes(r, size-shorter), wire.TCPAck|wire.TCPPsh*uint8(r.IntN(8)/7))
+			if !s.v6 && r.IntN(20) == 0 {
+				f.bytes[20] |= 0x20 // the first of several fragments
+				f.sums()
+			}
 			if r.IntN(8) < spoils && r.IntN(4) == 0 {
 				f.bytes[r.IntN(len(f.bytes))] ^= 1 << r.IntN(8)
 			}
@@ -556,5 +578,29 @@ func BenchmarkCoalesce(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/frame.BurstSize, "ns/frame")
 		})
+	}
+}
+
+// What the kernel makes of the super-frames is what was merged.
+func TestCoalescedAgainstKernel(t *testing.T) {
+	r := seed.Rand(t)
+	k := newKernelCutter(t)
+	p := frame.NewPool(1, 2*frame.MaxLen)
+	for name, s := range streams {
+		for _, size := range []int{1, 18, 1400} {
+			in := []sent{s.next(r, size), s.next(r, size), s.next(r, size), s.next(r, 1)}
+			out := coalesce(t, new(frame.Coalescer), 2*frame.MaxLen, in)
+			if len(out.frames) != 1 {
+				t.Fatalf("%s: %d frames, want one super-frame", name, len(out.frames))
+			}
+			f := commit(t, p, out.frames[0].bytes)
+			f.Meta = out.frames[0].meta
+			for i, b := range k.cut(t, f, len(in)) {
+				if want := comparable(final(t, in[i])); !bytes.Equal(comparable(b), want) {
+					t.Errorf("%s: frame %d\nkernel %x\n  want %x", name, i, comparable(b), want)
+				}
+			}
+			f.Release()
+		}
 	}
 }
