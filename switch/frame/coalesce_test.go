@@ -99,9 +99,9 @@ func final(t testing.TB, s sent) []byte {
 	return bytes.Clone(f.Bytes())
 }
 
-// comparable makes equal what may differ: the identification, with the header checksum over it, of an IPv4 packet
+// unnumbered makes equal what may differ: the identification, with the header checksum over it, of an IPv4 packet
 // with DF (which the kernel numbers anew), and a TCP checksum of 0xffff, which is the number 0.
-func comparable(b []byte) []byte {
+func unnumbered(b []byte) []byte {
 	b = bytes.Clone(b)
 	var p wire.Parsed
 	if wire.Parse(b, false, &p) != wire.FaultNone {
@@ -140,7 +140,7 @@ func byFlow(frames [][]byte) map[string][][]byte {
 	for _, b := range frames {
 		for flow, list := range flows {
 			if name := flowName(b); name == flow || name == "fragment" && flow != "" {
-				flows[flow] = append(list, comparable(b))
+				flows[flow] = append(list, unnumbered(b))
 			}
 		}
 	}
@@ -372,6 +372,26 @@ func TestCoalesceRules(t *testing.T) {
 	}
 }
 
+// Flows that take turns are merged each: two frame by frame, eight in runs of two.
+func TestCoalesceSeveralFlows(t *testing.T) {
+	r := seed.Rand(t)
+	for _, c := range []struct{ flows, run int }{{2, 1}, {8, 2}} {
+		flows := make([]stream, c.flows)
+		for i := range flows {
+			flows[i] = stream{v6: i%2 == 0, udp: i%4 < 2, port: uint16(i)}
+		}
+		var in []sent
+		for n := range 4 * c.flows * c.run {
+			in = append(in, flows[n/c.run%c.flows].next(r, 50))
+		}
+		out := coalesce(t, new(frame.Coalescer), frame.DefaultArena, in)
+		checkCoalesced(t, in, out)
+		if want := slices.Repeat([]int{4 * c.run}, c.flows); !slices.Equal(out.wires(), want) {
+			t.Errorf("%d flows: %v wire frames, want %v", c.flows, out.wires(), want)
+		}
+	}
+}
+
 // A frame that may not be merged keeps its place among its flow's, whatever it is.
 func TestCoalesceKeepsOrder(t *testing.T) {
 	r := seed.Rand(t)
@@ -502,8 +522,9 @@ func TestCoalescerDoesNotAllocate(t *testing.T) {
 		for range frame.BurstSize {
 			b.Append(commit(t, from, template.bytes))
 		}
-		c.Start(&b)
-		c.AppendTo(&out, to)
+		if c.Start(&b) == 0 || c.AppendTo(&out, to) || out.Len() != 1 {
+			t.Fatalf("%d frames, want one super-frame", out.Len())
+		}
 		out.Release()
 	})
 	if n != 0 {
@@ -596,8 +617,8 @@ func TestCoalescedAgainstKernel(t *testing.T) {
 			f := commit(t, p, out.frames[0].bytes)
 			f.Meta = out.frames[0].meta
 			for i, b := range k.cut(t, f, len(in)) {
-				if want := comparable(final(t, in[i])); !bytes.Equal(comparable(b), want) {
-					t.Errorf("%s: frame %d\nkernel %x\n  want %x", name, i, comparable(b), want)
+				if want := unnumbered(final(t, in[i])); !bytes.Equal(unnumbered(b), want) {
+					t.Errorf("%s: frame %d\nkernel %x\n  want %x", name, i, unnumbered(b), want)
 				}
 			}
 			f.Release()
