@@ -10,9 +10,12 @@ import (
 // Read virtio 1.2 section 5.1.6.2 (what the metadata mean), RFC 6864 (IPv4 identifications), RFC 9293
 // section 3.1 and RFC 768 first, and segment.go, whose inverse this is.
 
-// openFlows is how many flows of a burst may have an open train at once, by hash: with 8 flows in a burst, two
-// share a place in one of 10 bursts, and are then merged only where they don't alternate.
-const openFlows = 256
+// openFlows is how many places there are for open trains, by the upper bits of the flow's number: of 8 flows, two
+// share a place in one of 37 cases, and are then merged only where they don't alternate.
+const (
+	openBits  = 10
+	openFlows = 1 << openBits
+)
 
 // A train has no more frames than a burst, which must not be more than what all kernels take as one super-frame
 // of UDP (UDP_MAX_SEGMENTS, 64 before Linux 6.9).
@@ -62,15 +65,16 @@ func (c *Coalescer) Start(b *Burst) (saved int) {
 	}
 	c.burst, c.pos = b, 0
 	clear(c.open[:])
+	hidden := -1 // the last frame that doesn't show its flow, and closed all trains
 	for i, f := range b.Frames() {
 		c.count[i] = 1
 		flow := flowOf(f.buf)
 		if flow == 0 {
-			clear(c.open[:])
+			hidden = i
 			continue
 		}
-		at := &c.open[flow>>56]
-		if head := int(*at) - 1; head >= 0 && c.flows[head] == flow && c.join(head, i) {
+		at := &c.open[flow>>(64-openBits)]
+		if head := int(*at) - 1; head > hidden && c.flows[head] == flow && c.join(head, i) {
 			saved++
 			continue
 		}
