@@ -189,15 +189,15 @@ func (d *demo) pps(ctx context.Context) error {
 // ledgers shows each agent's ledger at rest.
 func (d *demo) ledgers(ctx context.Context) error {
 	t := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "AGENT\tRX\tORIGINATED\tCOPIED\tSPLIT\tTX\tCONSUMED\tDROPS\tIN FLIGHT\tBUFFERS OUT\t")
+	fmt.Fprintln(t, "AGENT\tRX\tORIGINATED\tCOPIED\tSPLIT\tTX\tMERGED\tCONSUMED\tDROPS\tIN FLIGHT\tBUFFERS OUT\t")
 	var wrong []string
 	for _, agent := range d.lab.agents() {
 		l, err := ledgerAtRest(ctx, agent)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n",
-			agent, l.Rx, l.Originated, l.Copied, l.Split, l.Tx, l.Consumed, l.Drops, l.InFlight, l.PoolLive)
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n",
+			agent, l.Rx, l.Originated, l.Copied, l.Split, l.Tx, l.Merged, l.Consumed, l.Drops, l.InFlight, l.PoolLive)
 		if !ledgerBalances(l) {
 			wrong = append(wrong, agent)
 		}
@@ -208,7 +208,7 @@ func (d *demo) ledgers(ctx context.Context) error {
 	if wrong != nil {
 		return fmt.Errorf("the ledger of %s doesn't balance", strings.Join(wrong, ", "))
 	}
-	fmt.Fprintln(d.out, "rx + originated + copied + split = tx + consumed + drops, everywhere")
+	fmt.Fprintln(d.out, "rx + originated + copied + split = tx + merged + consumed + drops, everywhere")
 	return nil
 }
 
@@ -244,7 +244,7 @@ func ledgerAtRest(ctx context.Context, agent string) (observe.Ledger, error) {
 // ledgerBalances computes the sum itself instead of believing in_flight.
 func ledgerBalances(l observe.Ledger) bool {
 	balanced := func(a observe.Account) bool {
-		return a.Rx+a.Originated+a.Copied+a.Split == a.Tx+a.Consumed+a.Drops && a.InFlight == 0
+		return a.Rx+a.Originated+a.Copied+a.Split == a.Tx+a.Merged+a.Consumed+a.Drops && a.InFlight == 0
 	}
 	return balanced(l.Account) && balanced(l.Wire) && l.PoolLive == 0
 }

@@ -68,7 +68,7 @@ func (l *labTool) disturbDemo(text string, disturb func(demo *os.Process)) (out 
 
 // TestDemoKnowsAnUnbalancedLedger doesn't take the agent's word for it.
 func TestDemoKnowsAnUnbalancedLedger(t *testing.T) {
-	good := observe.Account{Rx: 10, Originated: 2, Copied: 3, Split: 1, Tx: 11, Consumed: 4, Drops: 1}
+	good := observe.Account{Rx: 10, Originated: 2, Copied: 3, Split: 1, Tx: 11, Merged: 2, Consumed: 2, Drops: 1}
 	lost := good
 	lost.Tx--
 	flying := good

@@ -153,7 +153,8 @@ func templateFrame(spec generatorSpec, from net.HardwareAddr) ([]byte, error) {
 func encodeIPv4(p []byte, from, to netip.Addr) {
 	p[0] = 0x45
 	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
-	p[8] = 64 // TTL
+	p[6] = 0x40 // DF, as Linux sends UDP
+	p[8] = 64   // TTL
 	p[9] = unix.IPPROTO_UDP
 	copy(p[12:], from.AsSlice())
 	copy(p[16:], to.AsSlice())
@@ -206,7 +207,11 @@ func (g *generator) dueAt(frame uint64) time.Duration {
 // sendBatch numbers n frames and sends them. What the device refuses gets its number again next time.
 func (g *generator) sendBatch(n int) error {
 	for i := range n {
-		binary.BigEndian.PutUint64(g.batch.bufs[i][udpHead+8:], g.result.Sent+uint64(i))
+		b := g.batch.bufs[i]
+		binary.BigEndian.PutUint64(b[udpHead+8:], g.result.Sent+uint64(i))
+		ip := b[wire.EthernetLen:]
+		udp := wire.UDP(ip[wire.IPv4MinLen:])
+		udp.UpdateChecksum(wire.PseudoHeader(ip, false, wire.ProtoUDP, len(udp)))
 	}
 	sent, errno := g.batch.send(g.fd, n)
 	g.result.Sent += uint64(sent)

@@ -61,8 +61,8 @@ func TestSendMergesABurst(t *testing.T) {
 			t.Errorf("%s: frames of %v wire frames, want %v", name, got, want)
 		}
 		l := r.sw.Ledger()
-		if l.Tx != (Count{uint64(len(want)), 10}) || l.Consumed != (Count{uint64(10 - len(want)), 0}) {
-			t.Errorf("%s: tx %v consumed %v, want %d frames for 10", name, l.Tx, l.Consumed, len(want))
+		if l.Tx != (Count{uint64(len(want)), 10}) || l.Merged != (Count{uint64(10 - len(want)), 0}) {
+			t.Errorf("%s: tx %v merged %v, want %d frames for 10", name, l.Tx, l.Merged, len(want))
 		}
 	}
 }

@@ -18,13 +18,14 @@ func (c *Count) add(t *port.Tally) {
 }
 
 // Ledger is the account of every frame since the start: what came, rx + originated + copied + split,
-// against what went, tx + consumed + drops. The difference is in flight, zero at rest.
+// against what went, tx + merged + consumed + drops. The difference is in flight, zero at rest.
 type Ledger struct {
 	Rx         Count `json:"rx"`
 	Originated Count `json:"originated"`
 	Copied     Count `json:"copied"`
 	Split      Count `json:"split"`
 	Tx         Count `json:"tx"`
+	Merged     Count `json:"merged"`
 	Consumed   Count `json:"consumed"`
 	Drops      Count `json:"drops"`
 	PoolLive   int64 `json:"pool_live"` // frames that the workers' pools have out
@@ -38,6 +39,7 @@ func (l *Ledger) add(ps *portState) {
 		l.Copied.add(&st.Copied)
 		l.Split.add(&st.Split)
 		l.Tx.add(&st.Tx)
+		l.Merged.add(&st.Merged)
 		l.Consumed.add(&st.Consumed)
 		for r := range st.Drops {
 			l.Drops.add(&st.Drops[r])
@@ -49,9 +51,9 @@ func (l *Ledger) add(ps *portState) {
 // were counted at one end only.
 func (l *Ledger) InFlight() (frames, wireFrames int64) {
 	in := l.Rx.Frames + l.Originated.Frames + l.Copied.Frames + l.Split.Frames
-	out := l.Tx.Frames + l.Consumed.Frames + l.Drops.Frames
+	out := l.Tx.Frames + l.Merged.Frames + l.Consumed.Frames + l.Drops.Frames
 	inWire := l.Rx.Wire + l.Originated.Wire + l.Copied.Wire + l.Split.Wire
-	outWire := l.Tx.Wire + l.Consumed.Wire + l.Drops.Wire
+	outWire := l.Tx.Wire + l.Merged.Wire + l.Consumed.Wire + l.Drops.Wire
 	return int64(in - out), int64(inWire - outWire)
 }
 
@@ -63,8 +65,8 @@ func (l *Ledger) Check() error {
 		return nil
 	}
 	return fmt.Errorf("the ledger doesn't balance (a bug in the switch): %d frames and %d wire frames in flight at rest, %d buffers out: "+
-		"rx %v + originated %v + copied %v + split %v, tx %v + consumed %v + drops %v (frames and wire frames)",
-		frames, wireFrames, l.PoolLive, l.Rx, l.Originated, l.Copied, l.Split, l.Tx, l.Consumed, l.Drops)
+		"rx %v + originated %v + copied %v + split %v, tx %v + merged %v + consumed %v + drops %v (frames and wire frames)",
+		frames, wireFrames, l.PoolLive, l.Rx, l.Originated, l.Copied, l.Split, l.Tx, l.Merged, l.Consumed, l.Drops)
 }
 
 // Ledger adds up all ports, those detached included.

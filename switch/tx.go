@@ -111,10 +111,9 @@ func (s *segmenter) cut(w *worker, ps *portState, f *frame.Frame) {
 	}
 }
 
-// sendJoined sends the burst that joins has begun on. By it, saved frames disappear: the ledger has them as
-// consumed, standing for none on the wire, since the super-frames stand for them.
+// sendJoined sends the burst that joins has begun on. Merged counts the frames that disappear by it.
 func (s *segmenter) sendJoined(w *worker, tx port.TxQueue, saved int) {
-	w.st.Consumed.Add(uint64(saved), 0)
+	w.st.Merged.Add(uint64(saved), 0)
 	for more := true; more; {
 		more = s.joins.AppendTo(&s.part, s.pool)
 		sendParts(tx, &s.part)

@@ -120,6 +120,7 @@ type Account struct {
 	Copied     uint64 `json:"copied"`
 	Split      uint64 `json:"split"`
 	Tx         uint64 `json:"tx"`
+	Merged     uint64 `json:"merged"`
 	Consumed   uint64 `json:"consumed"`
 	Drops      uint64 `json:"drops"`
 	InFlight   int64  `json:"in_flight"`
@@ -328,9 +329,9 @@ func (s *Source) Ledger() Ledger {
 	frames, wireFrames := l.InFlight()
 	return Ledger{
 		Account: Account{l.Rx.Frames, l.Originated.Frames, l.Copied.Frames, l.Split.Frames,
-			l.Tx.Frames, l.Consumed.Frames, l.Drops.Frames, frames},
+			l.Tx.Frames, l.Merged.Frames, l.Consumed.Frames, l.Drops.Frames, frames},
 		PoolLive: l.PoolLive,
 		Wire: Account{l.Rx.Wire, l.Originated.Wire, l.Copied.Wire, l.Split.Wire,
-			l.Tx.Wire, l.Consumed.Wire, l.Drops.Wire, wireFrames},
+			l.Tx.Wire, l.Merged.Wire, l.Consumed.Wire, l.Drops.Wire, wireFrames},
 	}
 }

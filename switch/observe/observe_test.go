@@ -151,7 +151,7 @@ func TestViewsHaveTheirKeys(t *testing.T) {
 		"drops":     "port reason frames wire_frames explain example example_at example_bytes example_head",
 		"offloads":  "port Checksum TSO4 TSO6 ECN USO",
 		"config":    "name mtu",
-		"ledger":    "rx originated copied split tx consumed drops in_flight pool_live wire",
+		"ledger":    "rx originated copied split tx merged consumed drops in_flight pool_live wire",
 	} {
 		raw, err := Client{r.socket}.Raw(t.Context(), view)
 		must(t, err)

@@ -39,6 +39,7 @@ type Stats struct {
 	Originated       Tally // frames made by the switch itself: ARP and ND answers, ICMP
 	Copied           Tally // further frames made by flooding
 	Split            Tally // further frames made by segmenting in send, without wire frames, and by fragmenting
+	Merged           Tally // frames that went on in another one, which stands for theirs on the wire: none of its own
 	Consumed         Tally // frames that the switch itself was the destination of
 	Drops            [drop.Count]Tally
 
