@@ -23,6 +23,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/bench/nstest"
+	"tapyard/switch/frame"
+	"tapyard/switch/wire"
 )
 
 // faulty matches what no packet of ours may be: cut short, misread, or badly summed, outside or inside.
@@ -151,17 +153,19 @@ func (p place) provoke(t *testing.T, dst netip.Addr, ttl, size int) {
 
 // capture is a packet socket (packet(7)) whose buffer holds all that passes a device during a test.
 type capture struct {
-	t  *testing.T
-	fd int
+	t        *testing.T
+	fd       int
+	received bool // only that, with a virtio header before each packet
 }
 
 const captureBuffer = 64 << 20
 
-// startCapture captures on a device from now on: everything, or only what it receives.
+// startCapture captures on a device from now on: everything, or only what it receives. What it receives may be
+// unfinished, because both ends are on this machine: that is captured as it would be on a wire.
 func startCapture(t *testing.T, ns *nstest.NS, device string, received int) *capture {
 	t.Helper()
 	all := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})
-	c := &capture{t: t, fd: -1}
+	c := &capture{t: t, fd: -1, received: received != 0}
 	err := within(t, ns, func() error {
 		dev, err := net.InterfaceByName(device)
 		if err != nil {
@@ -172,6 +176,7 @@ func startCapture(t *testing.T, ns *nstest.NS, device string, received int) *cap
 		return errors.Join(err,
 			unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, captureBuffer),
 			unix.SetsockoptInt(c.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, received),
+			unix.SetsockoptInt(c.fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, received),
 			unix.Bind(c.fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: dev.Index}))
 	})
 	if err != nil {
@@ -184,7 +189,7 @@ func startCapture(t *testing.T, ns *nstest.NS, device string, received int) *cap
 // packets returns what was captured since the start, or the last call.
 func (c *capture) packets() (packets [][]byte) {
 	c.t.Helper()
-	buf := make([]byte, 1<<16)
+	buf := make([]byte, wire.VirtioNetLen+1<<16)
 	for {
 		n, err := unix.Read(c.fd, buf)
 		if err == unix.EAGAIN {
@@ -192,6 +197,10 @@ func (c *capture) packets() (packets [][]byte) {
 		}
 		if err != nil {
 			c.t.Fatal(err)
+		}
+		if c.received {
+			packets = append(packets, c.onWire(wire.VirtioNet(buf), buf[wire.VirtioNetLen:n])...)
+			continue
 		}
 		packets = append(packets, slices.Clone(buf[:n]))
 	}
@@ -248,6 +257,40 @@ func writePcap(t *testing.T, packets [][]byte) (path string) {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// onWire is what a packet would be on a wire: cut, and with its checksum.
+func (c *capture) onWire(h wire.VirtioNet, packet []byte) (packets [][]byte) {
+	c.t.Helper()
+	if h.Flags()&unix.VIRTIO_NET_HDR_F_NEEDS_CSUM == 0 {
+		return [][]byte{slices.Clone(packet)}
+	}
+	pool := frame.NewPool(1+frame.BurstSize, 4*frame.MaxLen)
+	f := pool.Commit(copy(pool.Reserve(0, len(packet)), packet))
+	f.Meta = frame.Meta{NeedsCsum: true, CsumStart: h.CsumStart(), CsumOffset: h.CsumOffset(), GSOType: h.GSOType(), GSOSize: h.GSOSize()}
+	if !f.IsSuper() {
+		if !frame.CompleteChecksum(f) {
+			c.t.Fatalf("the kernel delivered %v before %x", h, packet)
+		}
+		return [][]byte{f.Bytes()}
+	}
+	f.HdrLen = f.CsumStart + wire.UDPLen
+	if f.CsumOffset == wire.TCPChecksumOffset {
+		f.HdrLen = f.CsumStart + uint16(wire.TCP(packet[f.CsumStart:]).DataOffset())
+	}
+	var cut frame.Segmenter
+	if !cut.Start(f) {
+		c.t.Fatalf("the kernel delivered %v before %x", h, packet)
+	}
+	for more := true; more; {
+		var part frame.Burst
+		more = cut.AppendTo(&part, pool)
+		for _, segment := range part.Frames() {
+			packets = append(packets, slices.Clone(segment.Bytes()))
+		}
+		part.Release()
+	}
+	return packets
 }
 
 // requireDecoded asserts that tshark finds no fault with the packets, that they are of all the kinds, and
