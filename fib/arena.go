@@ -118,20 +118,38 @@ func (a *arena) put(w uint32) {
 	*free = off
 }
 
-// size is the length in words of the block that w points to.
+// used is the length in words of the block that w points to.
+func (a *arena) used(w uint32) int {
+	switch kind := kindOf(w); kind {
+	case kindBitmap:
+		return bitmapHead + a.runs(w)
+	case kindTable:
+		return 1 << tableBits
+	case kindSkip:
+		return skipWords
+	default:
+		return 1 + listWidth(kind)*int(a.words[w&offMask]>>24)
+	}
+}
+
+// size is used with the word behind it that keeps the next block's offset even.
 func (a *arena) size(w uint32) int {
-	off, size := w&offMask, 0
+	n := a.used(w)
+	return n + n&1
+}
+
+// children are the values of the block that w points to, at its end.
+func (a *arena) children(w uint32) []uint32 {
+	block := a.words[w&offMask:][:a.used(w)]
 	switch kindOf(w) {
 	case kindBitmap:
-		size = bitmapHead + 1 + bits.OnesCount32(a.words[off]) + bits.OnesCount32(a.words[off+1])
+		return block[bitmapHead:]
 	case kindTable:
-		size = 1 << tableBits
-	case kindList4, kindListHi, kindListLo, kindList6:
-		size = 1 + listWidth(kindOf(w))*int(a.words[off]>>24)
+		return block
 	case kindSkip:
-		size = skipWords
+		return block[skipValue:]
 	}
-	return size + size&1
+	return nil // a list has leaves only
 }
 
 // set changes a value that readers may be looking at.

@@ -276,18 +276,8 @@ func (e *edit) release(w uint32) {
 	if w < pointer {
 		return
 	}
-	off, words := w&offMask, e.arena.words
-	switch kindOf(w) {
-	case kindBitmap:
-		for _, v := range words[off+bitmapHead:][:e.arena.runs(w)] {
-			e.release(v)
-		}
-	case kindTable:
-		for _, v := range words[off:][:1<<tableBits] {
-			e.release(v)
-		}
-	case kindSkip:
-		e.release(words[off+skipValue])
+	for _, v := range e.arena.children(w) {
+		e.release(v)
 	}
 	e.free(w)
 }

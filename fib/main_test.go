@@ -237,7 +237,7 @@ func checkArena(t *testing.T, tab *Table) {
 			return
 		}
 		claim(w, a.size(w), 'b')
-		for _, v := range children(a, w) {
+		for _, v := range a.children(w) {
 			visit(v)
 		}
 	}
@@ -281,48 +281,18 @@ func (t *Table) flush() {
 	t.domain.Retire(func() { t.recycle(a, blocks) })
 }
 
-// children are the values of the block that w points to.
-func children(a *arena, w uint32) []uint32 {
-	off := w & offMask
-	switch kindOf(w) {
-	case kindBitmap:
-		return a.words[off+bitmapHead:][:a.runs(w)]
-	case kindTable:
-		return a.words[off:][:1<<tableBits]
-	case kindSkip:
-		return a.words[off+skipValue:][:1]
-	}
-	return nil
-}
-
 // dump writes what a word stands for, without offsets.
 func dump(a *arena, w uint32) string {
 	if w < pointer {
 		return fmt.Sprint(w)
 	}
-	off, size := w&offMask, a.size(w)
-	values := children(a, w)
-	head := a.words[off:][:size-len(values)-a.padding(w)]
-	if kindOf(w) == kindSkip {
-		head = a.words[off:][:skipValue]
-	}
+	values := a.children(w)
+	head := a.words[w&offMask:][:a.used(w)-len(values)]
 	s := fmt.Sprintf("(%d %x", kindOf(w), head)
 	for _, v := range values {
 		s += " " + dump(a, v)
 	}
 	return s + ")"
-}
-
-// padding is the number of words at the end of a block that keep the next one's offset even.
-func (a *arena) padding(w uint32) int {
-	used := a.size(w)
-	switch kind := kindOf(w); kind {
-	case kindBitmap:
-		used = bitmapHead + a.runs(w)
-	case kindList4, kindListHi, kindListLo, kindList6:
-		used = 1 + listWidth(kind)*int(a.words[w&offMask]>>24)
-	}
-	return a.size(w) - used
 }
 
 func count(s []byte, b byte) (n int) {
