@@ -10,36 +10,70 @@ import (
 
 // Read cmsg(3), ip(7) and ipv6(7) first.
 
-// tosMessage is the control message of ip(7) or ipv6(7) that carries a TOS or a traffic class beside a
-// datagram: struct cmsghdr, then an int; IPv4's of a received datagram is one byte instead.
-type tosMessage struct {
+// controlMessage carries an int or less beside a datagram: struct cmsghdr, then the value, of which CMSG_ALIGN
+// makes 4 to 7 bytes padding.
+type controlMessage struct {
 	hdr   unix.Cmsghdr
-	value [8]byte // of which CMSG_ALIGN makes 4 or 7 padding
+	value [8]byte
 }
 
-// newTOSMessage returns a message for sendmmsg on a socket of local's family.
-func newTOSMessage(local netip.Addr, tos uint8) (m tosMessage) {
-	m.hdr.Level, m.hdr.Type = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+// sendControl is what goes with a datagram: the size of the segments to cut it into (udp(7)), and the TOS or traffic
+// class (ip(7), ipv6(7)).
+type sendControl struct{ segment, tos controlMessage }
+
+// newSendControl returns messages for a socket of local's family.
+func newSendControl(local netip.Addr) (c sendControl) {
+	c.segment.hdr.Level, c.segment.hdr.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+	c.segment.hdr.SetLen(unix.CmsgLen(2))
+	c.tos.hdr.Level, c.tos.hdr.Type = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
 	if local.Is4() {
-		m.hdr.Level, m.hdr.Type = unix.IPPROTO_IP, unix.IP_TOS
+		c.tos.hdr.Level, c.tos.hdr.Type = unix.IPPROTO_IP, unix.IP_TOS
 	}
-	m.hdr.SetLen(unix.CmsgLen(4))
-	binary.NativeEndian.PutUint32(m.value[:], uint32(tos))
-	return m
+	c.tos.hdr.SetLen(unix.CmsgLen(4))
+	return c
 }
 
-// tos returns the value of a message that the kernel wrote.
-func (m *tosMessage) tos() uint8 {
-	if m.hdr.Level == unix.IPPROTO_IP {
-		return m.value[0]
+// attach makes of c what h is sent with. size 0 is no segmentation; tos 0 is the default.
+func (c *sendControl) attach(h *unix.Msghdr, size int, tos uint8) {
+	h.Control, h.Controllen = nil, 0
+	n := 0
+	if tos != 0 {
+		binary.NativeEndian.PutUint32(c.tos.value[:], uint32(tos))
+		h.Control = (*byte)(unsafe.Pointer(&c.tos))
+		n += int(unsafe.Sizeof(c.tos))
 	}
-	return uint8(binary.NativeEndian.Uint32(m.value[:]))
+	if size != 0 { // it lies before the TOS
+		binary.NativeEndian.PutUint16(c.segment.value[:], uint16(size))
+		h.Control = (*byte)(unsafe.Pointer(c))
+		n += int(unsafe.Sizeof(c.segment))
+	}
+	h.SetControllen(n)
 }
 
-// attach makes m part of the message that h describes, to be sent or to be filled in.
-func (m *tosMessage) attach(h *unix.Msghdr) {
-	h.Control = (*byte)(unsafe.Pointer(m))
-	h.SetControllen(int(unsafe.Sizeof(*m)))
+// receiveControl is room for what the kernel tells about a datagram: its TOS or traffic class, and the size of the
+// segments in it.
+type receiveControl [2]controlMessage
+
+// attach makes c the room for the control messages of h, before it is received.
+func (c *receiveControl) attach(h *unix.Msghdr) {
+	h.Control = (*byte)(unsafe.Pointer(c))
+	h.SetControllen(int(unsafe.Sizeof(*c)))
+}
+
+// parse returns what the kernel wrote into the first n bytes; size is 0 for a datagram that isn't several in one.
+// IPv4's TOS is one byte, all else an int.
+func (c *receiveControl) parse(n int) (tos uint8, size int) {
+	for i := range min(n/int(unsafe.Sizeof(c[0])), len(c)) {
+		switch m := &c[i]; {
+		case m.hdr.Level == unix.SOL_UDP && m.hdr.Type == unix.UDP_GRO:
+			size = int(binary.NativeEndian.Uint32(m.value[:]))
+		case m.hdr.Level == unix.IPPROTO_IP:
+			tos = m.value[0]
+		case m.hdr.Level == unix.IPPROTO_IPV6:
+			tos = uint8(binary.NativeEndian.Uint32(m.value[:]))
+		}
+	}
+	return tos, size
 }
 
 // sockaddr holds struct sockaddr_in or sockaddr_in6 of netinet/in.h: the family in the machine's byte

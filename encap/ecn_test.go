@@ -57,17 +57,24 @@ func ecnFrames(t testing.TB) (all [][]byte) {
 	return append(all, arp)
 }
 
-// receivedTOS is the control message that the kernel writes beside a datagram.
-func receivedTOS(v6 bool, tos uint8) (m tosMessage) {
-	b := binary.NativeEndian.AppendUint32(nil, uint32(tos))
-	m.hdr.Level, m.hdr.Type = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
-	if !v6 {
-		m.hdr.Level, m.hdr.Type = unix.IPPROTO_IP, unix.IP_TOS
-		b = []byte{tos, 0xa5, 0xa5, 0xa5}
+// receivedWith is what the kernel writes beside datagrams with such a TOS, which it has put into one with segments of
+// size if that isn't 0.
+func receivedWith(v6 bool, tos uint8, size uint16) (c receiveControl, n int) {
+	value := func(m *controlMessage, level, kind int32, b []byte) {
+		m.hdr.Level, m.hdr.Type = level, kind
+		m.hdr.SetLen(unix.CmsgLen(4))
+		copy(m.value[:], b)
 	}
-	m.hdr.SetLen(unix.CmsgLen(4))
-	copy(m.value[:], b)
-	return m
+	if size != 0 {
+		value(&c[0], unix.SOL_UDP, unix.UDP_GRO, binary.NativeEndian.AppendUint32(nil, uint32(size)))
+		n++
+	}
+	if v6 {
+		value(&c[n], unix.IPPROTO_IPV6, unix.IPV6_TCLASS, binary.NativeEndian.AppendUint32(nil, uint32(tos)))
+	} else {
+		value(&c[n], unix.IPPROTO_IP, unix.IP_TOS, []byte{tos, 0xa5, 0xa5, 0xa5})
+	}
+	return c, (n + 1) * unix.CmsgSpace(4)
 }
 
 // modelECN is RFC 6040 section 4.2 read aloud, without package wire: what becomes of a frame from a

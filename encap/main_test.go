@@ -238,7 +238,7 @@ func (r *receiver) ready(t testing.TB, wait time.Duration) bool {
 	return false
 }
 
-// receive returns n frames, in the order of each queue.
+// receive returns n frames, in the order of each queue, those of super-frames one by one.
 func (r *receiver) receive(t testing.TB, n int) []received {
 	t.Helper()
 	var all []received
@@ -263,7 +263,9 @@ func (r *receiver) some(t testing.TB) (all []received) {
 				var b frame.Burst
 				more = q.Recv(&b, r.pool, &r.st)
 				for _, f := range b.Frames() {
-					all = append(all, received{bytes.Clone(f.Bytes()), f.VNI, f.Peer, i})
+					for _, b := range wireForm(t, f.Bytes(), f.Meta) {
+						all = append(all, received{b, f.VNI, f.Peer, i})
+					}
 				}
 				b.Release()
 			}
@@ -304,6 +306,7 @@ func udpFrame(dstPort uint16, payload []byte, gso int) ([]byte, frame.Meta) {
 // That these are right is tested in package frame, against the kernel.
 func wireForm(t testing.TB, b []byte, m frame.Meta) (all [][]byte) {
 	t.Helper()
+	b = bytes.Clone(b)
 	p := frame.NewPool(1, frame.DefaultArena)
 	f := p.Commit(copy(p.Reserve(0, len(b)), b))
 	f.Meta = m

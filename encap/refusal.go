@@ -57,3 +57,24 @@ func (t *Tunnel) advice(n int, errno unix.Errno, to netip.Addr) string {
 	}
 	return ""
 }
+
+// segmenting says whether the kernel cuts messages into datagrams.
+func (t *Tunnel) segmenting() bool { return t.unsegments.Load() == 0 }
+
+// refuseSegments has every datagram sent on its own from now on if errno is one of those by which kernels say that
+// a route's device can't have messages cut for it. They were the only thing that it didn't like.
+func (t *Tunnel) refuseSegments(errno unix.Errno) {
+	switch errno {
+	case unix.EIO, unix.EINVAL, unix.EOPNOTSUPP:
+		t.unsegments.Store(uint32(errno))
+	}
+}
+
+// Segmentation returns nil while the kernel cuts messages into datagrams (UDP_SEGMENT), or what it said when it would
+// not; then each one is sent on its own, as long as the Tunnel is open. It may be called from any goroutine.
+func (t *Tunnel) Segmentation() error {
+	if errno := unix.Errno(t.unsegments.Load()); errno != 0 {
+		return fmt.Errorf("send several datagrams from %v in one message (UDP_SEGMENT): %w", t.cfg.Local, errno)
+	}
+	return nil
+}

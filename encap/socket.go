@@ -37,19 +37,20 @@ var (
 	bigSendBuffer    = option{"SO_SNDBUFFORCE", unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer}
 	// Nobody reads what strangers send to a source port; the kernel makes of 0 its minimum, 2.3 KiB.
 	noReceiveBuffer = option{"SO_RCVBUF", unix.SOL_SOCKET, unix.SO_RCVBUF, 0}
+	mergeDatagrams  = option{"UDP_GRO", unix.IPPROTO_UDP, unix.UDP_GRO, 1}
 	shareAddress    = option{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}
 )
 
-// receiveOptions have the kernel say which ECN mark a datagram came with, and accept UDP checksums of zero.
-// Over IPv4 it always does; over IPv6 it must be told, and RFC 6935 and 6936 allow it for tunnels only,
+// receiveOptions have the kernel hand over several datagrams of a sender in one piece, say which ECN mark they came
+// with, and accept UDP checksums of zero. Over IPv4 it always does; over IPv6 it must be told, and RFC 6935 and 6936 allow it for tunnels only,
 // because nothing else then protects the outer addresses and ports. What RFC 6936 section 5 asks for is
 // here: the socket is bound to one address, a datagram is taken only from the address of a known peer and
 // for a VNI of this node, and the inner packet's own checksums reach the pods as they were.
 func receiveOptions(local netip.Addr) []option {
 	if local.Is4() {
-		return []option{bigReceiveBuffer, {"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}}
+		return []option{bigReceiveBuffer, mergeDatagrams, {"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}}
 	}
-	return []option{bigReceiveBuffer,
+	return []option{bigReceiveBuffer, mergeDatagrams,
 		{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
 		{"UDP_NO_CHECK6_RX", unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1}}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +45,8 @@ type Tunnel struct {
 	rx  []port.RxQueue
 	tx  []*txQueue // by worker
 
-	refusal lastRefusal
+	refusal    lastRefusal
+	unsegments atomic.Uint32 // errno by which the kernel said that it can't cut messages; 0 while it can
 
 	mu  sync.Mutex // Close against KernelDrops, which observers call
 	fds []int      // the receive sockets, as many as rx, then the source sockets; guarded by mu
@@ -103,7 +105,7 @@ func (t *Tunnel) Name() string { return t.cfg.Name }
 // Kind implements port.Port.
 func (t *Tunnel) Kind() string { return "vxlan" }
 
-// Caps implements port.Port: super-frames are cut and checksums completed while they are gathered.
+// Caps implements port.Port: super-frames are given their segments' headers and checksums while they are gathered.
 func (t *Tunnel) Caps() port.Caps { return port.CapsAll }
 
 // Rx implements port.Port. The kernel chooses the queue by the outer addresses and ports, so a flow stays
@@ -117,7 +119,8 @@ func (t *Tunnel) Tx(worker int, st *port.Stats) port.TxQueue {
 	return q
 }
 
-// KernelDrops implements port.Dropper: datagrams that found a receive socket's buffer full.
+// KernelDrops implements port.Dropper: datagrams that found a receive socket's buffer full. Of several that the kernel
+// has put into one, it counts one.
 func (t *Tunnel) KernelDrops() (uint64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -295,8 +295,8 @@ func TestKernelDrops(t *testing.T) {
 		t.Fatalf("%d drops before the first datagram: %v", n, err)
 	}
 	for range 300 {
-		for range frame.BurstSize {
-			out.add(t, make([]byte, 60))
+		for i := range frame.BurstSize {
+			out.add(t, make([]byte, 60+i)) // longer ones don't go on with a train
 		}
 		out.send(t)
 	}
@@ -309,5 +309,42 @@ func TestKernelDrops(t *testing.T) {
 	in.receive(t, int(sent-lost))
 	if in.ready(t, 50*time.Millisecond) {
 		t.Error("more was received than sent less lost")
+	}
+}
+
+// Where the kernel cuts no messages, datagrams go out on their own, those that it refused to cut included. A socket
+// without checksums is such a place (udp(7)).
+func TestNoSegmentation(t *testing.T) {
+	for family := range families {
+		t.Run(family, func(t *testing.T) {
+			a, b := newUnderlay(t, family)
+			a.open(t, 1)
+			b.open(t, 1)
+			for _, fd := range a.tunnel.fds[1:] {
+				must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1))
+				must(t, unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX, 1))
+			}
+			out, in := newSender(a.tunnel, 0), newReceiver(b.tunnel)
+			must(t, a.tunnel.Segmentation())
+			for range 2 {
+				var want [][]byte
+				for i, gso := range []int{0, 100, 0} {
+					inner, m := udpFrame(5000, randomBytes(seed.Rand(t), 450+i), gso)
+					f := out.add(t, inner)
+					f.Meta = m
+					want = append(want, wireForm(t, inner, m)...)
+				}
+				out.send(t)
+				for i, got := range in.receive(t, len(want)) {
+					if !bytes.Equal(got.bytes, want[i]) {
+						t.Errorf("frame %d\n got %x\nwant %x", i, got.bytes, want[i])
+					}
+				}
+				if err := a.tunnel.Segmentation(); !errors.Is(err, unix.EINVAL) {
+					t.Errorf("segmentation: %v, want that the kernel refused it", err)
+				}
+			}
+			requireCounts(t, &out.st, counted{6, 14}, nil)
+		})
 	}
 }

@@ -21,7 +21,7 @@ func (w *worker) parse() {
 		v.reason = parseFrame(f, &w.parsed[i])
 		if v.reason != drop.None { // its metadata can't be trusted, so it stands for itself alone
 			f.GSOType, f.NeedsCsum = wire.GSONone, false
-		} else if w.in.role == RoleTunnel {
+		} else if w.in.role == RoleTunnel && !f.NeedsCsum {
 			frame.RestoreOffload(f, &w.parsed[i], w.snap.mtu)
 		}
 		wireFrames += uint64(f.Wire())

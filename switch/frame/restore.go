@@ -26,7 +26,7 @@ import (
 //
 // A partial TCP packet larger than mtu becomes a super-frame with segments of mtu. One whose checksum is
 // complete was sent so large, and its sender must be told by ICMP. So must the sender of UDP, whose
-// datagrams have limits of their own; a train of them (UDP_SEGMENT) the kernel cuts before any socket sees it.
+// datagrams have limits of their own; for a train of them there is RestoreUSO.
 func RestoreOffload(f *Frame, p *wire.Parsed, mtu int) bool {
 	offset, ok := checksumField(p)
 	if !ok {
@@ -44,6 +44,21 @@ func RestoreOffload(f *Frame, p *wire.Parsed, mtu int) bool {
 	if p.Proto == wire.ProtoTCP {
 		restoreTSO(f, p, mtu)
 	}
+	return true
+}
+
+// RestoreUSO is RestoreOffload for what the kernel's vxlan device made of a train of UDP datagrams (UDP_SEGMENT) and a
+// socket with UDP_GRO gets uncut: f is one UDP packet, size the payload of each datagram but the last. It
+// reports whether f, which has no offloads so far, looks like that and is a super-frame now.
+func RestoreUSO(f *Frame, size int) bool {
+	var p wire.Parsed
+	if size <= 0 || wire.Parse(f.buf, true, &p) != wire.FaultNone || p.Proto != wire.ProtoUDP || int(p.End) != len(f.buf) {
+		return false
+	}
+	if int(p.Payload)+size >= len(f.buf) || !RestoreOffload(f, &p, MaxLen) {
+		return false
+	}
+	f.GSOType, f.HdrLen, f.GSOSize = wire.GSOUDPL4, uint16(p.Payload), uint16(size)
 	return true
 }
 
