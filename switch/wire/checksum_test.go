@@ -34,7 +34,7 @@ func TestSum(t *testing.T) {
 			t.Fatalf("%d bytes, initial %#x: %#04x, want %#04x", len(b), initial, got, want)
 		}
 	}
-	for length := range 300 {
+	for length := range 600 {
 		for align := range 8 {
 			check(buffer[align:align+length], r.Uint32())
 		}
