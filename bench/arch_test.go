@@ -35,6 +35,7 @@ var importTable = []row{
 		outside: []string{"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "github.com/songgao/water", "github.com/mdlayher/packet",
 			"golang.org/x/net/bpf", "github.com/google/nftables"}},
 	{name: "3", packages: []string{"encap", "switch/fdb", "switch/neigh", "switch/policy", "switch/service", "cniplugin/ipam"}},
+	{name: "4", packages: []string{"switch/selftest"}, outside: []string{"github.com/vishvananda/netlink"}},
 	{name: "4", packages: []string{"switch"}, except: []string{"encap", "cniplugin/podapi"}},
 	{name: "5a", packages: []string{"switch/attach"},
 		outside: []string{"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "go.etcd.io/bbolt", "github.com/containernetworking/cni",

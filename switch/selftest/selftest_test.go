@@ -1,0 +1,78 @@
+package selftest
+
+import (
+	"runtime"
+	"testing"
+
+	"tapyard/bench/nstest"
+	"tapyard/switch/frame"
+	"tapyard/switch/port"
+)
+
+func TestMain(m *testing.M) { nstest.Main(m) }
+
+// The kernel that these tests run on is one where everything works.
+func TestRun(t *testing.T) {
+	results, err := Run()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range results {
+		t.Logf("%-12s %8v  %s", r.Name, r.Took, r.Proof)
+		if !r.OK() {
+			t.Errorf("%s: %s", r.Name, r.Err)
+		}
+	}
+	if got := Failed(results); got != 0 {
+		t.Errorf("failed %b", got)
+	}
+}
+
+// What a bad kernel would do is found out, by the proofs that it concerns and no other. TCP's checksums don't help: of a
+// frame whose checksum is still to be completed they are trusted.
+func TestRunFindsFaults(t *testing.T) {
+	last := func(f *frame.Frame) *byte { return &f.Bytes()[f.Len()-1] }
+	for name, c := range map[string]struct {
+		spoil  func(*frame.Frame)
+		failed port.Caps
+	}{
+		"a byte of each super-frame": {func(f *frame.Frame) {
+			if f.IsSuper() {
+				*last(f) ^= 1
+			}
+		}, port.CapTSO4 | port.CapTSO6 | port.CapUSO},
+		"a byte of small frames with a partial checksum": {func(f *frame.Frame) {
+			if f.NeedsCsum && !f.IsSuper() && f.Len() == 14+20+8+1000 {
+				*last(f) ^= 1
+			}
+		}, port.CapCsum},
+		"the size of segments": {func(f *frame.Frame) {
+			if f.IsSuper() {
+				f.GSOSize--
+			}
+		}, port.CapUSO},
+	} {
+		t.Run(name, func(t *testing.T) {
+			done := make(chan []Result)
+			go func() {
+				runtime.LockOSThread()
+				p, err := newTopology()
+				if err != nil {
+					t.Error(err)
+					close(done)
+					return
+				}
+				defer p.close()
+				p.spoil = c.spoil
+				done <- p.prove()
+			}()
+			results := <-done
+			for _, r := range results {
+				t.Logf("%-12s %8v %s", r.Name, r.Took, r.Err)
+			}
+			if got := Failed(results); got != c.failed {
+				t.Errorf("failed %05b, want %05b", got, c.failed)
+			}
+		})
+	}
+}
