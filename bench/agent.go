@@ -36,22 +36,29 @@ type agent struct {
 
 // startAgent starts an agent of its own in a namespace of its own and attaches two pods to it.
 func startAgent(ctx context.Context, s *session) (subject, error) {
-	a := newAgent(s)
+	a, err := newAgent(s)
+	if err != nil {
+		return nil, err
+	}
 	if err := a.start(ctx, s); err != nil {
 		return nil, errors.Join(err, a.close())
 	}
 	return a, nil
 }
 
-func newAgent(s *session) *agent {
+func newAgent(s *session) (*agent, error) {
+	dir, err := os.MkdirTemp(s.dir, "agent-") // one of its own: a session may start several, one after the other
+	if err != nil {
+		return nil, err
+	}
 	return &agent{
 		node:    benchPrefix + "node",
 		from:    pod{netns: benchPrefix + "pod-a"},
 		to:      pod{netns: benchPrefix + "pod-b"},
 		subnets: []string{podPrefix},
-		dir:     s.dir,
-		cni:     libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(s.exe)}, filepath.Join(s.dir, "cni"), nil),
-	}
+		dir:     dir,
+		cni:     libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(s.exe)}, filepath.Join(dir, "cni"), nil),
+	}, nil
 }
 
 func (a *agent) start(ctx context.Context, s *session) error {

@@ -3,7 +3,10 @@ package bench
 import (
 	"context"
 	"io"
+	"maps"
 	"os/signal"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -21,8 +24,9 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
-		compareCommand("pps", "Frames per second between two pods on one node", PPS),
-		compareCommand("tcp", "Throughput of one TCP stream between two pods on one node", TCP),
+		compareCommand(),
+		subjectsCommand("pps", "Frames per second between two pods on one node", PPS),
+		subjectsCommand("tcp", "Throughput of one TCP stream between two pods on one node", TCP),
 		restartCommand(),
 		hostileCommand(),
 		fibCommand(),
@@ -31,14 +35,14 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 	return cmd
 }
 
-// compareCommand is the command of a benchmark that compares with peers.
-func compareCommand(name, short string, benchmark func(context.Context, Config) (*Report, error)) *cobra.Command {
+// subjectsCommand is the command of a benchmark that compares with peers on one node.
+func subjectsCommand(name, short string, benchmark func(context.Context, Config) (*Report, error)) *cobra.Command {
 	var cfg Config
 	cmd := benchmarkCommand(name, short, func(ctx context.Context, progress io.Writer) (*Report, error) {
 		cfg.Progress = progress
 		return benchmark(ctx, cfg)
 	})
-	cmd.Flags().StringSliceVar(&cfg.Peers, "peers", []string{"raw"}, "what to measure beside the switch: "+peerNames())
+	cmd.Flags().StringSliceVar(&cfg.Peers, "peers", []string{"raw"}, "what to measure beside the switch: "+strings.Join(slices.Sorted(maps.Keys(sameNodePeers)), ", "))
 	cmd.Flags().IntVar(&cfg.Repeat, "repeat", 5, "rounds, in each of which every subject runs once")
 	return cmd
 }

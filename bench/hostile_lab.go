@@ -37,7 +37,11 @@ func (s *session) startHostileLab(ctx context.Context) (lab *hostileLab, err err
 }
 
 func startHostile(ctx context.Context, s *session) (*hostileLab, error) {
-	l := &hostileLab{agent: newAgent(s), attacker: pod{netns: benchPrefix + "pod-h"}, asker: pod{netns: benchPrefix + "pod-c"}}
+	a, err := newAgent(s)
+	if err != nil {
+		return nil, err
+	}
+	l := &hostileLab{agent: a, attacker: pod{netns: benchPrefix + "pod-h"}, asker: pod{netns: benchPrefix + "pod-c"}}
 	l.subnets = append(l.subnets, hostilePrefix6)
 	if err := l.start(ctx, s); err != nil {
 		return nil, errors.Join(err, l.close())

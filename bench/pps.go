@@ -40,15 +40,17 @@ var ppsMetrics = []metric{
 // PPS measures frames per second of 64-byte UDP frames of one flow between two pods on one node: as fast as
 // the sender's device takes them ("burst"), and at a fixed load ("paced").
 func PPS(ctx context.Context, cfg Config) (*Report, error) {
-	return compare(ctx, cfg, func(ctx context.Context, s *session) (rows []Row, err error) {
-		for _, sc := range ppsScenarios {
-			r, err := s.pps(ctx, sc)
-			if err != nil {
-				return nil, err
+	return runBenchmark(ctx, cfg, func(ctx context.Context, s *session) ([]Row, error) {
+		return s.sameNode(ctx, cfg.Peers, func(ctx context.Context) (rows []Row, err error) {
+			for _, sc := range ppsScenarios {
+				r, err := s.pps(ctx, sc)
+				if err != nil {
+					return nil, err
+				}
+				rows = append(rows, r...)
 			}
-			rows = append(rows, r...)
-		}
-		return rows, nil
+			return rows, nil
+		})
 	})
 }
 

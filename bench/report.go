@@ -35,6 +35,9 @@ type Row struct {
 	High  float64 `json:"high"`
 	Peer  string  `json:"peer,omitempty"`
 	Ratio float64 `json:"ratio,omitempty"`
+	Pairs int     `json:"pairs,omitempty"` // of runs that the ratio is of
+	Floor float64 `json:"floor,omitempty"` // what Low has to reach; 0: nothing
+	Holds *bool   `json:"holds,omitempty"` // that it does, with enough pairs; nil without a floor
 
 	group string // rows of different ones are set apart in the table for people
 }
@@ -60,8 +63,9 @@ func rowsOf(base string, metrics []metric, names []string, runs [][]values) []Ro
 	for p := 1; p < len(names); p++ {
 		for m, metric := range metrics {
 			name := strings.Join(nonEmpty(base, metric.name, names[p]), ".")
-			if q, ok := quartiles(ratios(metric, m, runs[0], runs[p])); ok {
-				rows = append(rows, Row{Name: name, Unit: unitRatio, Peer: names[p], Value: q[1], Ratio: q[1], Low: q[0], High: q[2]})
+			ratios := ratios(metric, m, runs[0], runs[p])
+			if q, ok := quartiles(ratios); ok {
+				rows = append(rows, Row{Name: name, Unit: unitRatio, Peer: names[p], Value: q[1], Ratio: q[1], Low: q[0], High: q[2], Pairs: len(onlyFinite(ratios))})
 			}
 		}
 	}
@@ -108,7 +112,7 @@ func column(m int, runs []values) []float64 {
 // quartiles returns the lower quartile, the median and the upper quartile, interpolated between
 // neighbours, of the finite ones; ok is false if there are none.
 func quartiles(xs []float64) (q [3]float64, ok bool) {
-	xs = slices.DeleteFunc(slices.Clone(xs), func(x float64) bool { return math.IsNaN(x) || math.IsInf(x, 0) })
+	xs = onlyFinite(xs)
 	if len(xs) == 0 {
 		return q, false
 	}
@@ -120,6 +124,10 @@ func quartiles(xs []float64) (q [3]float64, ok bool) {
 		q[i] = xs[low] + (at-float64(low))*(xs[high]-xs[low])
 	}
 	return q, true
+}
+
+func onlyFinite(xs []float64) []float64 {
+	return slices.DeleteFunc(slices.Clone(xs), func(x float64) bool { return math.IsNaN(x) || math.IsInf(x, 0) })
 }
 
 // WriteTable writes the report for people.
@@ -137,7 +145,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 		}
 		unit := row.Unit
 		if unit == unitRatio {
-			unit = "times as good as " + row.Peer
+			unit = "times as good as " + row.Peer + row.verdict()
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s – %s\t%s\n", row.Name, short(row.Value), short(row.Low), short(row.High), unit)
 	}

@@ -16,7 +16,7 @@ import (
 
 // Config says what a benchmark compares, and how often. The zero value measures the switch alone, once.
 type Config struct {
-	Peers      []string  // what to measure beside the switch; raw
+	Peers      []string  // what to measure beside the switch, see peerNames
 	Repeat     int       // pairs of runs, at least 1
 	Executable string    // the tapyard binary, with tapyard-cni beside it; "" is this process's own
 	Progress   io.Writer // a line per run; nil is nowhere
@@ -25,8 +25,8 @@ type Config struct {
 // starter brings up a subject.
 type starter func(context.Context, *session) (subject, error)
 
-// peerStarters are the peers by name.
-var peerStarters = map[string]starter{"raw": startRaw}
+// sameNodePeers join two pods on one node.
+var sameNodePeers = map[string]starter{"raw": startRaw}
 
 // session is one benchmark's hold on the machine: what it made is removed by close.
 type session struct {
@@ -35,13 +35,16 @@ type session struct {
 	dir           string
 	lock          net.Listener
 	load, forward unix.CPUSet
-	subjects      []subject         // the switch first
+	subjects      []subject         // the switch first; those that are up
 	absent        map[string]string // peers that this machine can't run, and why
 }
 
-// compare brings the switch and its peers up, measures them and takes all down again.
-func compare(ctx context.Context, cfg Config, measure func(context.Context, *session) ([]Row, error)) (report *Report, err error) {
-	s, err := openSession(ctx, cfg)
+// runBenchmark takes the machine, measures and reports.
+func runBenchmark(ctx context.Context, cfg Config, measure func(context.Context, *session) ([]Row, error)) (report *Report, err error) {
+	if err := checkPeers(cfg.Peers); err != nil {
+		return nil, err
+	}
+	s, err := prepare(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -56,24 +59,25 @@ func compare(ctx context.Context, cfg Config, measure func(context.Context, *ses
 	return &Report{Host: hostLine(), Commit: commit(), Rows: rows, Absent: s.absent}, nil
 }
 
-// openSession starts the switch and its peers. The caller must close the session.
-func openSession(ctx context.Context, cfg Config) (*session, error) {
-	s, err := prepare(cfg)
-	if err != nil {
+// sameNode brings up the switch, and those of the peers that the benchmark was asked for, each with two pods on one
+// node. Then it measures, and takes them down again.
+func (s *session) sameNode(ctx context.Context, peers []string, measure func(context.Context) ([]Row, error)) ([]Row, error) {
+	return s.beside(ctx, startAgent, sameNodePeers, peers, measure)
+}
+
+// beside measures a subject and its peers; both are up only meanwhile.
+func (s *session) beside(ctx context.Context, ours starter, known map[string]starter, peers []string, measure func(context.Context) ([]Row, error)) (rows []Row, err error) {
+	starters := []starter{ours}
+	for _, name := range peers {
+		if slices.Contains(s.cfg.Peers, name) && s.absent[name] == "" {
+			starters = append(starters, known[name])
+		}
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	if err := s.start(ctx, starters); err != nil {
 		return nil, err
 	}
-	starters := []starter{startAgent}
-	for _, name := range cfg.Peers {
-		start, ok := peerStarters[name]
-		if !ok {
-			return nil, errors.Join(fmt.Errorf("unknown peer %q, known: %s", name, peerNames()), s.close())
-		}
-		starters = append(starters, start)
-	}
-	if err := s.start(ctx, starters); err != nil {
-		return nil, errors.Join(err, s.close())
-	}
-	return s, nil
+	return measure(ctx)
 }
 
 // prepare takes the machine, removes what killed benchmarks have left and makes a temporary folder.
@@ -132,20 +136,34 @@ func (s *session) say(format string, args ...any) {
 	fmt.Fprintf(s.cfg.Progress, format+"\n", args...)
 }
 
-// close ends everything and removes it; an error is a subject's, such as a ledger that didn't balance.
-func (s *session) close() error {
+// stop ends the subjects; an error is a subject's, such as a ledger that didn't balance.
+func (s *session) stop() error {
 	var err error
 	for _, sub := range s.subjects {
 		if e := sub.close(); e != nil {
 			err = errors.Join(err, fmt.Errorf("stop %s: %w", sub.name(), e))
 		}
 	}
-	err = errors.Join(err, os.RemoveAll(s.dir))
+	s.subjects = nil
+	return err
+}
+
+// close ends everything and removes it; an error is as of stop.
+func (s *session) close() error {
+	err := errors.Join(s.stop(), os.RemoveAll(s.dir))
 	s.lock.Close()
 	return err
 }
 
-// peerNames lists what a benchmark can measure beside the switch.
-func peerNames() string {
-	return strings.Join(slices.Sorted(maps.Keys(peerStarters)), ", ")
+// checkPeers refuses names of nobody.
+func checkPeers(names []string) error {
+	for _, name := range names {
+		if !slices.Contains(peerNames(), name) {
+			return fmt.Errorf("unknown peer %q, known: %s", name, strings.Join(peerNames(), ", "))
+		}
+	}
+	return nil
 }
+
+// peerNames lists what a benchmark can measure beside the switch.
+func peerNames() []string { return slices.Sorted(maps.Keys(sameNodePeers)) }

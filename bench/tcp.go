@@ -22,10 +22,12 @@ var tcpMetrics = []metric{
 
 // TCP measures one stream between two pods on one node.
 func TCP(ctx context.Context, cfg Config) (*Report, error) {
-	return compare(ctx, cfg, tcp)
+	return runBenchmark(ctx, cfg, func(ctx context.Context, s *session) ([]Row, error) {
+		return s.sameNode(ctx, cfg.Peers, s.tcp)
+	})
 }
 
-func tcp(ctx context.Context, s *session) ([]Row, error) {
+func (s *session) tcp(ctx context.Context) ([]Row, error) {
 	const base = "tcp.samenode"
 	for _, sub := range s.subjects {
 		if _, err := s.stream(ctx, sub, tcpWarmUp); err != nil {

@@ -1,0 +1,95 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// rowGroup is rows that one set of subjects makes in one go.
+type rowGroup struct {
+	bases []string // beginnings of its rows' names, without the peer's
+	run   func(*session, context.Context) ([]Row, error)
+}
+
+// rowGroups are what `bench compare` measures, in this order.
+var rowGroups = []rowGroup{
+	{[]string{"tcp.samenode"}, (*session).compareTCP},
+}
+
+// CompareConfig says what Compare measures.
+type CompareConfig struct {
+	Config
+	Rows []string // beginnings of rows' names; none is all
+}
+
+func compareCommand() *cobra.Command {
+	var cfg CompareConfig
+	cmd := benchmarkCommand("compare", "Everything beside everybody, with the floors that must hold", func(ctx context.Context, progress io.Writer) (*Report, error) {
+		cfg.Progress = progress
+		return Compare(ctx, cfg)
+	})
+	cmd.Flags().StringSliceVar(&cfg.Peers, "peers", peerNames(), "what to measure beside the switch")
+	cmd.Flags().IntVar(&cfg.Repeat, "repeat", floorPairs, "rounds, in each of which every subject runs once")
+	cmd.Flags().StringSliceVar(&cfg.Rows, "rows", nil, "measure only rows whose names begin so, such as tcp.crossnode,cpu (default all)")
+	return cmd
+}
+
+// Compare measures the switch beside its peers, on one node and across two, and judges the rows that have a floor.
+func Compare(ctx context.Context, cfg CompareConfig) (*Report, error) {
+	groups := selectGroups(cfg.Rows)
+	if len(groups) == 0 {
+		return nil, fmt.Errorf("no row's name begins with %s; there are %s", strings.Join(cfg.Rows, " or "), strings.Join(groupBases(), ", "))
+	}
+	report, err := runBenchmark(ctx, cfg.Config, func(ctx context.Context, s *session) (rows []Row, err error) {
+		for _, g := range groups {
+			r, err := g.run(s, ctx)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", g.bases[0], err)
+			}
+			for i := range r {
+				r[i].group = g.bases[0]
+			}
+			rows = append(rows, r...)
+		}
+		return rows, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	judge(report.Rows)
+	return report, nil
+}
+
+// selectGroups returns the groups that make a row whose name begins with one of the prefixes.
+func selectGroups(prefixes []string) (groups []rowGroup) {
+	for _, g := range rowGroups {
+		if len(prefixes) == 0 || slices.ContainsFunc(prefixes, g.makes) {
+			groups = append(groups, g)
+		}
+	}
+	return groups
+}
+
+// makes tells whether a row of the group may begin with the prefix: "tcp" and "tcp.crossnode.vxlan" are both of
+// the group with the base tcp.crossnode.
+func (g rowGroup) makes(prefix string) bool {
+	return slices.ContainsFunc(g.bases, func(base string) bool {
+		return strings.HasPrefix(base, prefix) || strings.HasPrefix(prefix, base+".")
+	})
+}
+
+func groupBases() (bases []string) {
+	for _, g := range rowGroups {
+		bases = append(bases, g.bases...)
+	}
+	return bases
+}
+
+func (s *session) compareTCP(ctx context.Context) ([]Row, error) {
+	return s.sameNode(ctx, []string{"raw"}, s.tcp)
+}
