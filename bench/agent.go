@@ -47,7 +47,7 @@ func startAgent(ctx context.Context, s *session) (subject, error) {
 }
 
 func newAgent(s *session) (*agent, error) {
-	dir, err := os.MkdirTemp(s.dir, "agent-") // one of its own: a session may start several, one after the other
+	dir, err := s.folder()
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,9 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +35,7 @@ type session struct {
 	cfg           Config
 	exe           string
 	dir           string
+	folders       int // in dir
 	lock          net.Listener
 	load, forward unix.CPUSet
 	subjects      []subject         // the switch first; those that are up
@@ -129,6 +132,13 @@ func (s *session) start(ctx context.Context, starters []starter) error {
 		}
 	}
 	return nil
+}
+
+// folder makes a folder for one subject. Its name is short, for a unix socket's path has at most 107 bytes.
+func (s *session) folder() (string, error) {
+	s.folders++
+	dir := filepath.Join(s.dir, strconv.Itoa(s.folders))
+	return dir, os.Mkdir(dir, 0o700)
 }
 
 // say writes a line of progress.
