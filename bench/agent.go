@@ -18,20 +18,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// agentUnderlay is the address of the node that the agent believes to be; it has no peers, so that
-// nothing is ever sent from it (RFC 5737: an address for documentation).
+// agentUnderlay is the address of a node without peers, so that nothing is ever sent from it (RFC 5737: an
+// address for documentation).
 const agentUnderlay = "192.0.2.1"
 
-// agent is the switch itself, with its pods attached by the real plugin.
-type agent struct {
-	node     string // namespace that the agent runs in
-	from, to pod
-	subnets  []string // of its pods
+// agentNode is a node with the switch itself, whose pods the real plugin attaches.
+type agentNode struct {
+	name     string
+	netns    string // that the agent runs in
+	underlay string // its address
+	subnets  []string
+	peers    []agentPeer
 	dir      string
 	proc     *process
 	cni      *libcni.CNIConfig
 	conf     *libcni.NetworkConfigList
 	attached []*libcni.RuntimeConf
+}
+
+// agentPeer is an entry of peers.yaml.
+type agentPeer struct {
+	Name       string   `json:"name"`
+	Underlay   []string `json:"underlay"`
+	PodSubnets []string `json:"podSubnets"`
+}
+
+// agent is the switch with two pods on one node.
+type agent struct {
+	agentNode
+	from, to pod
 }
 
 // startAgent starts an agent of its own in a namespace of its own and attaches two pods to it.
@@ -48,41 +63,21 @@ func startAgent(ctx context.Context, s *session) (subject, error) {
 
 func newAgent(s *session) (*agent, error) {
 	dir, err := s.folder()
-	if err != nil {
-		return nil, err
-	}
 	return &agent{
-		node:    benchPrefix + "node",
-		from:    pod{netns: benchPrefix + "pod-a"},
-		to:      pod{netns: benchPrefix + "pod-b"},
-		subnets: []string{podPrefix},
-		dir:     dir,
-		cni:     libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(s.exe)}, filepath.Join(dir, "cni"), nil),
-	}, nil
+		agentNode: agentNode{name: "bench", netns: benchPrefix + "node", underlay: agentUnderlay, subnets: []string{podPrefix}, dir: dir},
+		from:      pod{netns: benchPrefix + "pod-a"},
+		to:        pod{netns: benchPrefix + "pod-b"},
+	}, err
 }
 
 func (a *agent) start(ctx context.Context, s *session) error {
-	for _, name := range []string{a.node, a.from.netns, a.to.netns} {
-		if err := makeNetns(name); err != nil {
-			return err
-		}
-	}
-	if err := inNetns(a.node, addUnderlay); err != nil {
+	if err := makeNetns(a.netns); err != nil {
 		return err
 	}
-	config, err := a.writeConfig()
-	if err != nil {
-		return fmt.Errorf("write the agent's configuration: %w", err)
-	}
-	cmd := exec.Command(s.exe, "agent", "--config", config)
-	if a.proc, err = startProcess("tapyard agent", cmd, a.node, s.forward); err != nil {
+	if err := inNetns(a.netns, addUnderlay); err != nil {
 		return err
 	}
-	ready := func() bool { return agentGet(ctx, a.socket("admin.sock"), "/v1/ready", nil) == nil }
-	if err := a.proc.awaitReady(ctx, ready); err != nil {
-		return err
-	}
-	return a.attachPods(ctx)
+	return errors.Join(a.agentNode.start(ctx, s), a.attach(ctx, &a.from), a.attach(ctx, &a.to))
 }
 
 func addUnderlay() error {
@@ -96,22 +91,39 @@ func addUnderlay() error {
 	return nil
 }
 
-func (a *agent) socket(name string) string { return filepath.Join(a.dir, "run", name) }
+// start starts the agent and waits until it is ready; its namespace has its underlay.
+func (n *agentNode) start(ctx context.Context, s *session) error {
+	config, err := n.writeConfig()
+	if err != nil {
+		return fmt.Errorf("write the agent's configuration: %w", err)
+	}
+	n.cni = libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(s.exe)}, filepath.Join(n.dir, "cni"), nil)
+	if n.conf, err = n.conflist(); err != nil {
+		return err
+	}
+	cmd := exec.Command(s.exe, "agent", "--config", config)
+	if n.proc, err = startProcess("tapyard agent", cmd, n.netns, s.forward); err != nil {
+		return err
+	}
+	return n.proc.awaitReady(ctx, func() bool { return agentGet(ctx, n.socket("admin.sock"), "/v1/ready", nil) == nil })
+}
+
+func (n *agentNode) socket(name string) string { return filepath.Join(n.dir, "run", name) }
 
 // writeConfig writes tapyard.yaml and peers.yaml as JSON, which is YAML.
-func (a *agent) writeConfig() (path string, err error) {
-	path = filepath.Join(a.dir, "tapyard.yaml")
-	peers := filepath.Join(a.dir, "peers.yaml")
+func (n *agentNode) writeConfig() (path string, err error) {
+	path = filepath.Join(n.dir, "tapyard.yaml")
+	peers := filepath.Join(n.dir, "peers.yaml")
 	return path, errors.Join(
-		writeJSON(peers, map[string]any{"clusterCIDRs": []string{"10.244.0.0/16", "fd00:10:244::/48"}, "peers": []any{}}),
+		writeJSON(peers, map[string]any{"clusterCIDRs": []string{"10.244.0.0/16", "fd00:10:244::/48"}, "peers": append([]agentPeer{}, n.peers...)}),
 		writeJSON(path, map[string]any{
-			"name":       "bench",
+			"name":       n.name,
 			"mode":       "routed",
-			"podSubnets": a.subnets,
-			"underlay":   []string{agentUnderlay},
+			"podSubnets": n.subnets,
+			"underlay":   []string{n.underlay},
 			"peersFile":  peers,
-			"runDir":     filepath.Join(a.dir, "run"),
-			"stateDir":   filepath.Join(a.dir, "state"),
+			"runDir":     filepath.Join(n.dir, "run"),
+			"stateDir":   filepath.Join(n.dir, "state"),
 			"mtu":        podMTU,
 			"logLevel":   "warn",
 		}),
@@ -126,29 +138,34 @@ func writeJSON(path string, v any) error {
 	return os.WriteFile(path, text, 0o600)
 }
 
-// attachPods runs the plugin beside our executable as a container runtime would.
-func (a *agent) attachPods(ctx context.Context) error {
-	conflist, err := json.Marshal(map[string]any{
+// conflist has the plugin beside our executable speak to this agent.
+func (n *agentNode) conflist() (*libcni.NetworkConfigList, error) {
+	text, err := json.Marshal(map[string]any{
 		"cniVersion": "1.0.0",
 		"name":       "tapyard-bench",
-		"plugins":    []any{map[string]string{"type": "tapyard-cni", "socket": a.socket("cni.sock")}},
+		"plugins":    []any{map[string]string{"type": "tapyard-cni", "socket": n.socket("cni.sock")}},
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if a.conf, err = libcni.NetworkConfFromBytes(conflist); err != nil {
-		return fmt.Errorf("read the conflist: %w", err)
+	conf, err := libcni.NetworkConfFromBytes(text)
+	if err != nil {
+		return nil, fmt.Errorf("read the conflist: %w", err)
 	}
-	return errors.Join(a.attach(ctx, &a.from), a.attach(ctx, &a.to))
+	return conf, nil
 }
 
-func (a *agent) attach(ctx context.Context, p *pod) error {
+// attach makes the pod's namespace and runs the plugin as a container runtime would.
+func (n *agentNode) attach(ctx context.Context, p *pod) error {
+	if err := makeNetns(p.netns); err != nil {
+		return err
+	}
 	rt := &libcni.RuntimeConf{ContainerID: p.netns, NetNS: netnsPath(p.netns), IfName: podDevice}
-	answer, err := a.cni.AddNetworkList(ctx, a.conf, rt)
+	answer, err := n.cni.AddNetworkList(ctx, n.conf, rt)
 	if err != nil {
 		return fmt.Errorf("attach %s by tapyard-cni: %w", p.netns, err)
 	}
-	a.attached = append(a.attached, rt)
+	n.attached = append(n.attached, rt)
 	result, err := types100.NewResultFromResult(answer)
 	if err != nil {
 		return fmt.Errorf("read the plugin's result for %s: %w", p.netns, err)
@@ -164,14 +181,18 @@ func (a *agent) attach(ctx context.Context, p *pod) error {
 
 func (a *agent) name() string         { return "tapyard" }
 func (a *agent) pods() (from, to pod) { return a.from, a.to }
-func (a *agent) pid() int             { return a.proc.pid() }
+func (a *agent) pids() []int          { return []int{a.proc.pid()} }
+
+func (a *agent) close() error {
+	return errors.Join(a.agentNode.close(), deleteNetns(a.from.netns, a.to.netns, a.netns))
+}
 
 // drops adds up what the agent's admin socket shows.
-func (a *agent) drops(ctx context.Context) (uint64, error) {
+func (n *agentNode) drops(ctx context.Context) (uint64, error) {
 	var rows []struct {
 		WireFrames uint64 `json:"wire_frames"`
 	}
-	if err := agentGet(ctx, a.socket("admin.sock"), "/v1/drops", &rows); err != nil {
+	if err := agentGet(ctx, n.socket("admin.sock"), "/v1/drops", &rows); err != nil {
 		return 0, err
 	}
 	var sum uint64
@@ -182,18 +203,18 @@ func (a *agent) drops(ctx context.Context) (uint64, error) {
 }
 
 // close detaches the pods and stops the agent, which then checks its ledger; it tolerates a half-made agent.
-func (a *agent) close() error {
+func (n *agentNode) close() error {
 	// A context of its own: cleaning up goes on when the benchmark was interrupted.
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var err error
-	for _, rt := range a.attached {
-		err = errors.Join(err, a.cni.DelNetworkList(ctx, a.conf, rt))
+	for _, rt := range n.attached {
+		err = errors.Join(err, n.cni.DelNetworkList(ctx, n.conf, rt))
 	}
-	if a.proc != nil {
-		err = errors.Join(err, a.proc.stop(unix.SIGTERM))
+	if n.proc != nil {
+		err = errors.Join(err, n.proc.stop(unix.SIGTERM))
 	}
-	return errors.Join(err, deleteNetns(a.from.netns, a.to.netns, a.node))
+	return err
 }
 
 // agentGet asks an agent's admin socket and decodes the answer into v unless that is nil.

@@ -55,7 +55,7 @@ func TestBurstThroughAgentBalances(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"pps.test.raw", "pps.test.switch_cpu.raw", "pps.test.frames_per_second.tapyard"} {
+	for _, name := range []string{"pps.test.raw", "pps.test.rate.raw", "pps.test.frames_per_second.tapyard"} {
 		if i := slices.IndexFunc(rows, func(r Row) bool { return r.Name == name }); i < 0 || rows[i].Value <= 0 {
 			t.Errorf("no row %s, or it is nothing: %+v", name, rows)
 		}

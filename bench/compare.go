@@ -19,6 +19,10 @@ type rowGroup struct {
 // rowGroups are what `bench compare` measures, in this order.
 var rowGroups = []rowGroup{
 	{[]string{"tcp.samenode"}, (*session).compareTCP},
+	{[]string{"pps.crossnode.burst"}, crossBurst("", true)},
+	{[]string{"tcp.crossnode", "cpu.crossnode"}, crossTCP("", true)},
+	{[]string{"pps.crossnode.burst.nooffload"}, crossBurst(withoutOffloads, false)},
+	{[]string{"tcp.crossnode.nooffload", "cpu.crossnode.nooffload"}, crossTCP(withoutOffloads, false)},
 }
 
 // CompareConfig says what Compare measures.

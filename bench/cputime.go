@@ -2,9 +2,12 @@ package bench
 
 import (
 	"fmt"
+	"math"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,21 +71,52 @@ func idleTime(line string) (idle time.Duration, err error) {
 
 // cpuUse is CPU time used between two readings.
 type cpuUse struct {
-	process time.Duration // by the process that forwards
-	machine time.Duration // by everything
+	switching time.Duration // by the processes that forward; 0 where the kernel does
+	softirq   time.Duration // by the kernel's threads for what its interrupts left, ksoftirqd
+	machine   time.Duration // by everything
 }
 
-// readCPU reads both clocks; pid 0 is a machine on which nobody forwards.
-func readCPU(pid int) (u cpuUse, err error) {
-	if pid != 0 {
-		if u.process, err = processCPU(pid); err != nil {
+// readCPU reads all clocks; pids are the processes that forward.
+func readCPU(pids ...int) (u cpuUse, err error) {
+	for _, pid := range pids {
+		t, err := processCPU(pid)
+		if err != nil {
 			return cpuUse{}, err
 		}
+		u.switching += t
+	}
+	for _, pid := range softirqThreads() {
+		t, err := processCPU(pid)
+		if err != nil {
+			return cpuUse{}, err
+		}
+		u.softirq += t
 	}
 	u.machine, err = machineBusy()
 	return u, err
 }
 
+// softirqThreads finds the kernel's threads ksoftirqd/N, which are there as long as their CPU; inside a container
+// nobody sees them.
+var softirqThreads = sync.OnceValue(func() (pids []int) {
+	names, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, name := range names {
+		comm, _ := os.ReadFile(name) // of a process that has ended meanwhile: nothing
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name))); err == nil && strings.HasPrefix(string(comm), "ksoftirqd/") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+})
+
 func (u cpuUse) since(before cpuUse) cpuUse {
-	return cpuUse{process: u.process - before.process, machine: u.machine - before.machine}
+	return cpuUse{switching: u.switching - before.switching, softirq: u.softirq - before.softirq, machine: u.machine - before.machine}
+}
+
+// switchSeconds is not a number where no process forwards.
+func (u cpuUse) switchSeconds() float64 {
+	if u.switching == 0 {
+		return math.NaN()
+	}
+	return u.switching.Seconds()
 }

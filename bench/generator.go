@@ -44,6 +44,11 @@ type generatorSpec struct {
 	Rate   int           // frames per second; 0 is as fast as the device takes them
 	Run    uint64        // tells this run's frames from another's
 	Time   time.Duration // how long it sends
+
+	// Window is how many frames may be on their way at most; 0 is as many as the device takes. Arrived is then the
+	// file that the sink counts them in, see counter.
+	Window  int
+	Arrived string
 }
 
 // generatorResult is the generator's side of the account.
@@ -58,6 +63,7 @@ type generatorResult struct {
 type generator struct {
 	spec   generatorSpec
 	fd     int
+	window *window // nil: none
 	batch  *batch
 	result generatorResult
 }
@@ -72,6 +78,14 @@ func generate(c *console, spec generatorSpec) (generatorResult, error) {
 		return generatorResult{}, fmt.Errorf("set up the generator on %s: %w", spec.Device, err)
 	}
 	defer unix.Close(g.fd)
+	if spec.Window > 0 {
+		arrived, err := openCounter(spec.Arrived)
+		if err != nil {
+			return generatorResult{}, err
+		}
+		defer arrived.close()
+		g.window = &window{size: uint64(spec.Window), arrived: arrived}
+	}
 	if err := c.ready(); err != nil {
 		return generatorResult{}, err
 	}
@@ -179,6 +193,10 @@ func (g *generator) run() error {
 		due := g.due(elapsed)
 		if due == 0 {
 			time.Sleep(g.dueAt(g.result.Sent) - elapsed)
+			continue
+		}
+		if g.window != nil && !g.window.open(g.result.Sent, elapsed) {
+			time.Sleep(refusedPause)
 			continue
 		}
 		if err := g.sendBatch(due); err != nil {

@@ -103,7 +103,7 @@ func hostileRows(base string, void, hit []*hostileRun) []Row {
 			rows = append(rows, medianRow(base+"."+name+"."+side.name, unit, side.runs, figure))
 		}
 		add("throughput", "Gb/s", (*hostileRun).throughput)
-		add("switch_cpu", "CPU seconds of the switch per second", func(r *hostileRun) float64 { return r.cpu.process.Seconds() / r.took.Seconds() })
+		add("switch_cpu", "CPU seconds of the switch per second", func(r *hostileRun) float64 { return r.cpu.switching.Seconds() / r.took.Seconds() })
 		add("offered", "frames/s of the attack, most of which find a full ring", func(r *hostileRun) float64 {
 			return float64(r.attack.Sent+r.attack.Refused) / r.attack.Took.Seconds()
 		})

@@ -54,9 +54,6 @@ func (l *hostileLab) start(ctx context.Context, s *session) error {
 		return err
 	}
 	for _, p := range []*pod{&l.attacker, &l.asker} {
-		if err := makeNetns(p.netns); err != nil {
-			return err
-		}
 		if err := l.attach(ctx, p); err != nil {
 			return err
 		}

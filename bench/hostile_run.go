@@ -67,7 +67,7 @@ func (r *hostileRun) measure(ctx context.Context, l *hostileLab, w hostileWorker
 		return err
 	}
 	start := time.Now()
-	cpu, err := readCPU(l.pid())
+	cpu, err := readCPU(l.pids()...)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (r *hostileRun) measure(ctx context.Context, l *hostileLab, w hostileWorker
 	if err := errors.Join(w.ask.release(), w.send.release(), w.send.collect(&sent), w.receive.collect(&r.stream)); err != nil {
 		return err
 	}
-	after, err := readCPU(l.pid())
+	after, err := readCPU(l.pids()...)
 	if err != nil {
 		return err
 	}

@@ -13,8 +13,12 @@ func (e *imbalance) Error() string {
 	return "the run doesn't count, its frames don't balance: " + e.account
 }
 
+// roundsMost bounds how many rounds are tried for one that counts.
+const roundsMost = 2
+
 // interleave runs every subject in turn, A B A B, and makes rows of what they did. A round with a run that
-// doesn't count is left out; that all of them are is an error.
+// doesn't count is left out, and another takes its place as long as roundsMost allows; that no round counts is an
+// error.
 func (s *session) interleave(ctx context.Context, base string, metrics []metric, run func(context.Context, subject) (values, error)) ([]Row, error) {
 	names := make([]string, len(s.subjects))
 	runs := make([][]values, len(s.subjects))
@@ -23,8 +27,8 @@ func (s *session) interleave(ctx context.Context, base string, metrics []metric,
 	}
 	var void error
 	counted := 0
-	for round := range s.cfg.Repeat {
-		figures, err := s.round(ctx, fmt.Sprintf("%s %d/%d", base, round+1, s.cfg.Repeat), metrics, run)
+	for tried := 0; counted < s.cfg.Repeat && tried < roundsMost*s.cfg.Repeat; tried++ {
+		figures, err := s.round(ctx, fmt.Sprintf("%s %d/%d", base, counted+1, s.cfg.Repeat), metrics, run)
 		var uneven *imbalance
 		switch {
 		case errors.As(err, &uneven):

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"runtime"
 	"time"
 
@@ -25,15 +26,17 @@ const (
 
 // scenario is a way to offer frames.
 type scenario struct {
-	name string
-	rate int // frames per second; 0 is as fast as the device takes them
+	name   string
+	rate   int // frames per second; 0 is as fast as the device takes them
+	window int // frames on their way at most; 0 is as many as the device takes
 }
 
-var ppsScenarios = []scenario{{"burst", 0}, {"paced", pacedRate}}
+var ppsScenarios = []scenario{{name: "burst"}, {name: "paced", rate: pacedRate}}
 
+// ppsMetrics are account.figures on one node, where the headline is what the switch itself uses.
 var ppsMetrics = []metric{
-	{name: "", long: "frames_per_second", unit: "frames/s"},
-	{name: "switch_cpu", long: "frames_per_switch_cpu_second", unit: "frames per CPU second of the switch"},
+	{name: "rate", long: "frames_per_second", unit: "frames/s"},
+	{name: "", long: "frames_per_switch_cpu_second", unit: "frames per CPU second of the switch"},
 	{name: "machine_cpu", long: "frames_per_machine_cpu_second", unit: "frames per CPU second of the machine, generator excluded"},
 }
 
@@ -54,9 +57,13 @@ func PPS(ctx context.Context, cfg Config) (*Report, error) {
 	})
 }
 
-// pps measures one scenario.
+// pps measures one scenario on one node.
 func (s *session) pps(ctx context.Context, sc scenario) ([]Row, error) {
-	base := "pps.samenode." + sc.name
+	return s.frames(ctx, "pps.samenode."+sc.name, sc, ppsMetrics)
+}
+
+// frames measures a scenario; the metrics are in the order of account.figures.
+func (s *session) frames(ctx context.Context, base string, sc scenario, metrics []metric) ([]Row, error) {
 	alone, err := s.generatorAlone(ctx, sc)
 	if err != nil {
 		return nil, fmt.Errorf("%s: the generator alone: %w", base, err)
@@ -66,7 +73,7 @@ func (s *session) pps(ctx context.Context, sc scenario) ([]Row, error) {
 			return nil, fmt.Errorf("%s: warm up %s: %w", base, sub.name(), err)
 		}
 	}
-	return s.interleave(ctx, base, ppsMetrics, func(ctx context.Context, sub subject) (values, error) {
+	return s.interleave(ctx, base, metrics, func(ctx context.Context, sub subject) (values, error) {
 		a, err := s.offer(ctx, sub, sc, ppsTime)
 		if err != nil {
 			return nil, err
@@ -74,7 +81,7 @@ func (s *session) pps(ctx context.Context, sc scenario) ([]Row, error) {
 		if err := a.check(); err != nil {
 			return nil, err
 		}
-		if sc.rate == 0 && a.generator.Refused == 0 {
+		if sc.rate == 0 && sc.window == 0 && a.generator.Refused == 0 {
 			s.say("%s %s: its device was never full, so that the generator was the limit, not the switch; compare CPU time", base, sub.name())
 		}
 		if others := a.others(); disturbing(others, a.took) {
@@ -117,10 +124,10 @@ func (a *account) check() error {
 	return nil
 }
 
-// others is the CPU time that neither the switch nor the workers have used: interrupts, the kernel's own
-// threads, and strangers.
+// others is the CPU time that neither the switch nor the workers have used, nor the kernel for them: interrupts,
+// and strangers.
 func (a *account) others() time.Duration {
-	return a.cpu.machine - a.cpu.process - a.generator.CPU - a.sink.CPU
+	return a.cpu.machine - a.cpu.switching - a.cpu.softirq - a.generator.CPU - a.sink.CPU
 }
 
 // disturbing says that this is more than a tenth of the machine's CPU time.
@@ -136,19 +143,29 @@ func (a *account) figures(alone float64) values {
 	if machine <= 0 {
 		machine = math.NaN()
 	}
-	return values{received / a.sink.Took.Seconds(), received / a.cpu.process.Seconds(), received / machine}
+	return values{received / a.sink.Took.Seconds(), received / a.cpu.switchSeconds(), received / machine}
 }
 
 // offer sends frames through the subject for the time given.
 func (s *session) offer(ctx context.Context, sub subject, sc scenario, d time.Duration) (*account, error) {
 	from, to := sub.pods()
 	run := rand.Uint64()
-	snk, err := startWorker(ctx, s.exe, verbSink, sinkSpec{Netns: netnsPath(to.netns), At: netip.AddrPortFrom(to.addr, ppsPort), Run: run}, s.load)
+	in := sinkSpec{Netns: netnsPath(to.netns), At: netip.AddrPortFrom(to.addr, ppsPort), Run: run}
+	out := ppsGenerator(from, to, sc, run, d)
+	if out.Window > 0 {
+		arrived, err := makeCounter(s.dir)
+		if err != nil {
+			return nil, err
+		}
+		defer os.Remove(arrived)
+		in.Arrived, out.Arrived = arrived, arrived
+	}
+	snk, err := startWorker(ctx, s.exe, verbSink, in, s.load)
 	if err != nil {
 		return nil, err
 	}
 	defer snk.abandon()
-	gen, err := startWorker(ctx, s.exe, verbGenerate, ppsGenerator(from, to, sc, run, d), s.load)
+	gen, err := startWorker(ctx, s.exe, verbGenerate, out, s.load)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +190,7 @@ func ppsGenerator(from, to pod, sc scenario, run uint64, d time.Duration) genera
 	return generatorSpec{
 		Netns: netnsPath(from.netns), Device: podDevice,
 		From: netip.AddrPortFrom(from.addr, ppsPort), To: netip.AddrPortFrom(to.addr, ppsPort), ToMAC: to.mac.String(),
-		Frame: minFrame, Rate: sc.rate, Run: run, Time: d,
+		Frame: minFrame, Rate: sc.rate, Window: sc.window, Run: run, Time: d,
 	}
 }
 
@@ -182,7 +199,7 @@ func readAccount(ctx context.Context, sub subject) (*account, error) {
 	from, to := sub.pods()
 	var a account
 	var err [4]error
-	a.cpu, err[0] = readCPU(sub.pid())
+	a.cpu, err[0] = readCPU(sub.pids()...)
 	a.at = time.Now()
 	a.from, err[1] = from.kernelDrops()
 	a.to, err[2] = to.kernelDrops()
@@ -219,12 +236,13 @@ func (s *session) generatorAlone(ctx context.Context, sc scenario) (float64, err
 	if err := void.readMAC(); err != nil {
 		return 0, err
 	}
+	sc.window = 0 // nothing arrives
 	gen, err := startWorker(ctx, s.exe, verbGenerate, ppsGenerator(void, void, sc, 0, ppsTime), s.load)
 	if err != nil {
 		return 0, err
 	}
 	defer gen.abandon()
-	before, err := readCPU(0)
+	before, err := readCPU()
 	if err != nil {
 		return 0, err
 	}
@@ -232,7 +250,7 @@ func (s *session) generatorAlone(ctx context.Context, sc scenario) (float64, err
 	if err := errors.Join(gen.release(), gen.collect(&result)); err != nil {
 		return 0, err
 	}
-	after, err := readCPU(0)
+	after, err := readCPU()
 	if err != nil {
 		return 0, err
 	}

@@ -111,7 +111,7 @@ func (p *pod) configure() error {
 
 func (r *raw) name() string                          { return "raw" }
 func (r *raw) pods() (from, to pod)                  { return r.from, r.to }
-func (r *raw) pid() int                              { return r.proc.pid() }
+func (r *raw) pids() []int                           { return []int{r.proc.pid()} }
 func (r *raw) drops(context.Context) (uint64, error) { return 0, nil } // it counts none; a loss shows in the balance
 
 func (r *raw) close() error {

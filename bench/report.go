@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -50,7 +51,8 @@ type metric struct {
 	name    string // "" is the benchmark's headline, whose comparison is named by the peer alone
 	long    string // its name in the rows of absolute figures
 	unit    string
-	smaller bool // is better
+	smaller bool   // is better
+	base    string // of its rows where that isn't the benchmark's
 }
 
 // values are a run's figures, one per metric; NaN is one that could not be measured.
@@ -62,7 +64,7 @@ func rowsOf(base string, metrics []metric, names []string, runs [][]values) []Ro
 	var rows []Row
 	for p := 1; p < len(names); p++ {
 		for m, metric := range metrics {
-			name := strings.Join(nonEmpty(base, metric.name, names[p]), ".")
+			name := strings.Join(nonEmpty(cmp.Or(metric.base, base), metric.name, names[p]), ".")
 			ratios := ratios(metric, m, runs[0], runs[p])
 			if q, ok := quartiles(ratios); ok {
 				rows = append(rows, Row{Name: name, Unit: unitRatio, Peer: names[p], Value: q[1], Ratio: q[1], Low: q[0], High: q[2], Pairs: len(onlyFinite(ratios))})

@@ -176,4 +176,8 @@ func checkPeers(names []string) error {
 }
 
 // peerNames lists what a benchmark can measure beside the switch.
-func peerNames() []string { return slices.Sorted(maps.Keys(sameNodePeers)) }
+func peerNames() []string {
+	names := slices.Concat(slices.Collect(maps.Keys(sameNodePeers)), slices.Collect(maps.Keys(crossNodePeers(true))))
+	slices.Sort(names)
+	return slices.Compact(names)
+}

@@ -28,6 +28,8 @@ type sinkSpec struct {
 	Netns string // path of the pod's namespace
 	At    netip.AddrPort
 	Run   uint64 // the run whose frames count
+
+	Arrived string // file to count in for a generator with a window, see counter; "" is none
 }
 
 // sinkResult is the sink's side of the account.
@@ -51,16 +53,22 @@ func sink(c *console, spec sinkSpec) (sinkResult, error) {
 		return sinkResult{}, fmt.Errorf("open a sink at %s: %w", spec.At, err)
 	}
 	defer unix.Close(fd)
+	t := tally{run: spec.Run}
+	if spec.Arrived != "" {
+		if t.arrived, err = openCounter(spec.Arrived); err != nil {
+			return sinkResult{}, err
+		}
+		defer t.arrived.close()
+	}
+	var ending atomic.Bool
 	if err := c.ready(); err != nil {
 		return sinkResult{}, err
 	}
-	var ending atomic.Bool
 	gone := make(chan error, 1)
 	go func() {
 		gone <- c.wait()
 		ending.Store(true)
 	}()
-	t := tally{run: spec.Run}
 	if err := t.collect(fd, &ending); err != nil {
 		return sinkResult{}, fmt.Errorf("receive at %s: %w", spec.At, err)
 	}
@@ -108,6 +116,7 @@ type tally struct {
 	seen        []uint64 // a bit per frame number
 	next        uint64   // one above the highest number so far
 	first, last time.Time
+	arrived     *counter // that the generator reads; nil: none
 	result      sinkResult
 }
 
@@ -142,6 +151,9 @@ func (t *tally) countBatch(b *batch, n int) {
 	}
 	for i := range n {
 		t.count(b.received(i))
+	}
+	if t.arrived != nil {
+		t.arrived.store(t.result.Received)
 	}
 }
 

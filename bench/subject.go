@@ -21,14 +21,14 @@ const (
 	podQueue = 1000
 )
 
-// subject is something that forwards between two pods on one machine.
+// subject is something that forwards between two pods.
 type subject interface {
 	// name is the word for it in the rows of a report.
 	name() string
 	// pods returns the pod that sends and the one that receives.
 	pods() (from, to pod)
-	// pid is the process that forwards.
-	pid() int
+	// pids are the processes that forward; the kernel is none.
+	pids() []int
 	// drops returns how many frames, as on the wire, the subject itself has dropped so far.
 	drops(ctx context.Context) (uint64, error)
 	// close ends the subject and removes its namespaces; it reports what the subject found wrong.
@@ -39,7 +39,7 @@ type subject interface {
 type pod struct {
 	netns string // name of its namespace
 	addr  netip.Addr
-	mac   net.HardwareAddr
+	mac   net.HardwareAddr // that frames of the other end are addressed to
 }
 
 // kernelDrops returns what the kernel dropped at the pod's device so far.

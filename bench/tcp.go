@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	tcpTime   = 3 * time.Second
+	tcpTime   = 2 * time.Second
 	tcpWarmUp = 300 * time.Millisecond
 	tcpPort   = 5002
 )
@@ -28,13 +28,17 @@ func TCP(ctx context.Context, cfg Config) (*Report, error) {
 }
 
 func (s *session) tcp(ctx context.Context) ([]Row, error) {
-	const base = "tcp.samenode"
+	return s.streams(ctx, "tcp.samenode", tcpMetrics)
+}
+
+// streams measures the subjects that are up; the metrics are in the order of streamFigures.
+func (s *session) streams(ctx context.Context, base string, metrics []metric) ([]Row, error) {
 	for _, sub := range s.subjects {
 		if _, err := s.stream(ctx, sub, tcpWarmUp); err != nil {
 			return nil, fmt.Errorf("%s: warm up %s: %w", base, sub.name(), err)
 		}
 	}
-	return s.interleave(ctx, base, tcpMetrics, func(ctx context.Context, sub subject) (values, error) {
+	return s.interleave(ctx, base, metrics, func(ctx context.Context, sub subject) (values, error) {
 		return s.stream(ctx, sub, tcpTime)
 	})
 }
@@ -53,7 +57,7 @@ func (s *session) stream(ctx context.Context, sub subject, d time.Duration) (val
 		return nil, err
 	}
 	defer snd.abandon()
-	before, err := readCPU(sub.pid())
+	before, err := readCPU(sub.pids()...)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +65,7 @@ func (s *session) stream(ctx context.Context, sub subject, d time.Duration) (val
 	if err := errors.Join(snd.release(), snd.collect(&sent), recv.collect(&received)); err != nil {
 		return nil, err
 	}
-	after, err := readCPU(sub.pid())
+	after, err := readCPU(sub.pids()...)
 	if err != nil {
 		return nil, err
 	}
@@ -73,5 +77,5 @@ func (s *session) stream(ctx context.Context, sub subject, d time.Duration) (val
 
 func streamFigures(r streamResult, cpu cpuUse) values {
 	gigabytes := float64(r.Bytes) / 1e9
-	return values{8 * gigabytes / r.Took.Seconds(), cpu.process.Seconds() / gigabytes, cpu.machine.Seconds() / gigabytes}
+	return values{8 * gigabytes / r.Took.Seconds(), cpu.switchSeconds() / gigabytes, cpu.machine.Seconds() / gigabytes}
 }

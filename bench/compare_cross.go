@@ -1,0 +1,51 @@
+package bench
+
+import "context"
+
+// crossBurstScenario is one flow in bursts between nodes. On one node a TAP's ring holds the sender back; a veth has
+// no such thing, and what it is given beyond what the other end takes is dropped at some socket's buffer, which costs
+// CPU time that says nothing of the switch. So that everybody carries the same load without loss, the sender has 256
+// frames on their way at most: as many as a UDP socket's default buffer holds of small ones (net.core.rmem_default,
+// 212,992 bytes, at 768 bytes of kernel memory a frame), which is also what Open vSwitch's AF_PACKET sockets hold.
+var crossBurstScenario = scenario{name: "burst", window: 256}
+
+// crossPPSMetrics are account.figures across nodes. The headline is of the whole machine: half of what kernel vxlan
+// does happens in the sender's and the receiver's system calls, and in softirqs.
+var crossPPSMetrics = []metric{
+	{name: "rate", long: "frames_per_second", unit: "frames/s"},
+	{name: "switch_cpu", long: "frames_per_switch_cpu_second", unit: "frames per CPU second of both switches"},
+	{name: "", long: "frames_per_machine_cpu_second", unit: "frames per CPU second of the machine, generator excluded"},
+}
+
+// crossNodePeers join two pods on two nodes.
+func crossNodePeers(offloads bool) map[string]starter {
+	return map[string]starter{"vxlan": startVXLAN(offloads)}
+}
+
+// crossNode is sameNode for two nodes joined by a veth pair, with the pair's default offloads or none.
+func (s *session) crossNode(ctx context.Context, offloads bool, peers []string, measure func(context.Context) ([]Row, error)) ([]Row, error) {
+	return s.beside(ctx, startAgents(offloads), crossNodePeers(offloads), peers, measure)
+}
+
+// crossBurst measures pps.crossnode.burst; variant is a suffix of its rows' base.
+func crossBurst(variant string, offloads bool) func(*session, context.Context) ([]Row, error) {
+	return func(s *session, ctx context.Context) ([]Row, error) {
+		return s.crossNode(ctx, offloads, []string{"vxlan", "ovs", "nebula"}, func(ctx context.Context) ([]Row, error) {
+			return s.frames(ctx, "pps.crossnode.burst"+variant, crossBurstScenario, crossPPSMetrics)
+		})
+	}
+}
+
+// crossTCP measures tcp.crossnode and cpu.crossnode.
+func crossTCP(variant string, offloads bool) func(*session, context.Context) ([]Row, error) {
+	metrics := []metric{
+		{name: "", long: "throughput", unit: "Gb/s"},
+		{name: "switch_cpu", long: "switch_cpu_seconds_per_gb", unit: "CPU seconds of both switches per GB", smaller: true},
+		{base: "cpu.crossnode" + variant, long: "machine_cpu_seconds_per_gb", unit: "CPU seconds of the machine per GB, both ends included", smaller: true},
+	}
+	return func(s *session, ctx context.Context) ([]Row, error) {
+		return s.crossNode(ctx, offloads, []string{"vxlan", "ovs", "nebula"}, func(ctx context.Context) ([]Row, error) {
+			return s.streams(ctx, "tcp.crossnode"+variant, metrics)
+		})
+	}
+}
