@@ -26,6 +26,7 @@ const agentUnderlay = "192.0.2.1"
 type agentNode struct {
 	name     string
 	netns    string // that the agent runs in
+	cpus     unix.CPUSet
 	underlay string // its address
 	subnets  []string
 	peers    []agentPeer
@@ -64,9 +65,9 @@ func startAgent(ctx context.Context, s *session) (subject, error) {
 func newAgent(s *session) (*agent, error) {
 	dir, err := s.folder()
 	return &agent{
-		agentNode: agentNode{name: "bench", netns: benchPrefix + "node", underlay: agentUnderlay, subnets: []string{podPrefix}, dir: dir},
-		from:      pod{netns: benchPrefix + "pod-a"},
-		to:        pod{netns: benchPrefix + "pod-b"},
+		agentNode: agentNode{name: "bench", netns: benchPrefix + "node", cpus: s.forward, underlay: agentUnderlay, subnets: []string{podPrefix}, dir: dir},
+		from:      pod{netns: benchPrefix + "pod-a", cpus: s.load},
+		to:        pod{netns: benchPrefix + "pod-b", cpus: s.load},
 	}, err
 }
 
@@ -102,7 +103,7 @@ func (n *agentNode) start(ctx context.Context, s *session) error {
 		return err
 	}
 	cmd := exec.Command(s.exe, "agent", "--config", config)
-	if n.proc, err = startProcess("tapyard agent", cmd, n.netns, s.forward); err != nil {
+	if n.proc, err = startProcess("tapyard agent", cmd, n.netns, n.cpus); err != nil {
 		return err
 	}
 	return n.proc.awaitReady(ctx, func() bool { return agentGet(ctx, n.socket("admin.sock"), "/v1/ready", nil) == nil })

@@ -29,7 +29,7 @@ func startAgents(offloads bool) starter {
 }
 
 func newAgents(s *session) (*agents, error) {
-	a := &agents{nodes: newNodes("tapyard")}
+	a := &agents{nodes: newNodes(s, "tapyard")}
 	var peers []agentPeer
 	for i, name := range []string{"node-1", "node-2"} {
 		dir, err := s.folder()
@@ -37,7 +37,7 @@ func newAgents(s *session) (*agents, error) {
 			return nil, err
 		}
 		subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i + 1), 0}), 24).String()
-		a.each[i] = agentNode{name: name, netns: a.netns[i], underlay: underAddrs[i], subnets: []string{subnet}, dir: dir}
+		a.each[i] = agentNode{name: name, netns: a.netns[i], cpus: a.cpus[i], underlay: underAddrs[i], subnets: []string{subnet}, dir: dir}
 		peers = append(peers, agentPeer{Name: name, Underlay: underAddrs[i : i+1], PodSubnets: []string{subnet}})
 	}
 	a.each[0].peers, a.each[1].peers = peers, peers

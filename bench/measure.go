@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // imbalance is a run whose frames don't add up: it gives no number.
@@ -64,4 +65,11 @@ func (s *session) round(ctx context.Context, title string, metrics []metric, run
 		figures = append(figures, v)
 	}
 	return figures, nil
+}
+
+// sayDisturbed says so when strangers took much of the machine's time during a run; see cpuUse.machineSeconds.
+func (s *session) sayDisturbed(base string, sub subject, others, took time.Duration) {
+	if disturbing(others, took) {
+		s.say("%s %s: others used %.1f CPU seconds meanwhile, which are left out of the machine's", base, sub.name(), others.Seconds())
+	}
 }

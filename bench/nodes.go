@@ -22,19 +22,26 @@ const (
 var underAddrs = [2]string{"192.168.1.11", "192.168.1.12"}
 
 // nodes are two nodes joined by one veth pair, each with a pod. They are for embedding in a subject.
+//
+// A node has half of the machine's CPUs: its switch and its pod's processes run on them, whatever the subject. So a
+// sender and its switch share their time, as they do on a node, and the other node's are never in their way. What the
+// kernel forwards it does in the sender's system calls, on the sender's CPUs as far as the receiver's socket: a veth
+// has no interrupts that another CPU could take.
 type nodes struct {
 	kind     string    // the subject's name
 	netns    [2]string // of the nodes
-	from, to pod       // on the first node and on the second
+	cpus     [2]unix.CPUSet
+	from, to pod // on the first node and on the second
 }
 
-func newNodes(kind string) nodes {
+func newNodes(s *session, kind string) nodes {
 	prefix := benchPrefix + kind
 	return nodes{
 		kind:  kind,
 		netns: [2]string{prefix + "-1", prefix + "-2"},
-		from:  pod{netns: prefix + "-pod-1", addr: netip.MustParseAddr("10.244.1.3")},
-		to:    pod{netns: prefix + "-pod-2", addr: netip.MustParseAddr("10.244.1.4")},
+		cpus:  [2]unix.CPUSet{s.load, s.forward},
+		from:  pod{netns: prefix + "-pod-1", cpus: s.load, addr: netip.MustParseAddr("10.244.1.3")},
+		to:    pod{netns: prefix + "-pod-2", cpus: s.forward, addr: netip.MustParseAddr("10.244.1.4")},
 	}
 }
 
@@ -148,7 +155,7 @@ func deviceDrops(netnsName string) (sum uint64, err error) {
 	return sum, err
 }
 
-// drops are those of both nodes.
+// deviceDrops are those of both nodes.
 func (n *nodes) deviceDrops() (sum uint64, err error) {
 	for _, name := range n.netns {
 		drops, err := deviceDrops(name)

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"runtime"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -84,10 +83,7 @@ func (s *session) frames(ctx context.Context, base string, sc scenario, metrics 
 		if sc.rate == 0 && sc.window == 0 && a.generator.Refused == 0 {
 			s.say("%s %s: its device was never full, so that the generator was the limit, not the switch; compare CPU time", base, sub.name())
 		}
-		if others := a.others(); disturbing(others, a.took) {
-			s.say("%s %s: others used %.1f CPU seconds meanwhile, so that the machine's CPU time says nothing", base, sub.name(), others.Seconds())
-			return a.figures(math.NaN()), nil
-		}
+		s.sayDisturbed(base, sub, a.cpu.others(a.ends()), a.took)
 		return a.figures(alone), nil
 	})
 }
@@ -124,27 +120,19 @@ func (a *account) check() error {
 	return nil
 }
 
-// others is the CPU time that neither the switch nor the workers have used, nor the kernel for them: interrupts,
-// and strangers.
-func (a *account) others() time.Duration {
-	return a.cpu.machine - a.cpu.switching - a.cpu.softirq - a.generator.CPU - a.sink.CPU
-}
-
-// disturbing says that this is more than a tenth of the machine's CPU time.
-func disturbing(others, took time.Duration) bool {
-	return others > took*time.Duration(runtime.NumCPU())/10
-}
-
 // figures are the values of ppsMetrics; alone is the machine's CPU time for generating one frame. Where
 // generating alone cost more than the whole run, one of the two was disturbed: not a number.
 func (a *account) figures(alone float64) values {
 	received := float64(a.sink.Received)
-	machine := a.cpu.machine.Seconds() - alone*float64(a.generator.Sent)
+	machine := a.cpu.machineSeconds(a.ends(), a.took) - alone*float64(a.generator.Sent)
 	if machine <= 0 {
 		machine = math.NaN()
 	}
 	return values{received / a.sink.Took.Seconds(), received / a.cpu.switchSeconds(), received / machine}
 }
+
+// ends is the CPU time of the generator and the sink.
+func (a *account) ends() time.Duration { return a.generator.CPU + a.sink.CPU }
 
 // offer sends frames through the subject for the time given.
 func (s *session) offer(ctx context.Context, sub subject, sc scenario, d time.Duration) (*account, error) {
@@ -160,12 +148,12 @@ func (s *session) offer(ctx context.Context, sub subject, sc scenario, d time.Du
 		defer os.Remove(arrived)
 		in.Arrived, out.Arrived = arrived, arrived
 	}
-	snk, err := startWorker(ctx, s.exe, verbSink, in, s.load)
+	snk, err := startWorker(ctx, s.exe, verbSink, in, to.cpus)
 	if err != nil {
 		return nil, err
 	}
 	defer snk.abandon()
-	gen, err := startWorker(ctx, s.exe, verbGenerate, out, s.load)
+	gen, err := startWorker(ctx, s.exe, verbGenerate, out, from.cpus)
 	if err != nil {
 		return nil, err
 	}
@@ -221,8 +209,7 @@ func (d dropCounters) since(before dropCounters) dropCounters {
 }
 
 // generatorAlone measures the machine's CPU time for generating one frame, in seconds, with a device that
-// swallows everything. It is NaN on a kernel without such a device, and on a
-// busy machine.
+// swallows everything. It is NaN on a kernel without such a device.
 func (s *session) generatorAlone(ctx context.Context, sc scenario) (float64, error) {
 	void := pod{netns: benchPrefix + "void", addr: netip.MustParseAddr("10.244.1.3")}
 	if err := makeNetns(void.netns); err != nil {
@@ -254,12 +241,7 @@ func (s *session) generatorAlone(ctx context.Context, sc scenario) (float64, err
 	if err != nil {
 		return 0, err
 	}
-	machine := after.since(before).machine
-	if others := machine - result.CPU; disturbing(others, result.Took) {
-		s.say("no figures of the machine's CPU time: while the generator ran alone, others used %.1f CPU seconds", others.Seconds())
-		return math.NaN(), nil
-	}
-	return machine.Seconds() / float64(result.Sent), nil
+	return after.since(before).machineSeconds(result.CPU, result.Took) / float64(result.Sent), nil
 }
 
 // addVoid makes a device that drops what it is given: dummy, or ifb, which does so with frames that no

@@ -38,8 +38,8 @@ func startRaw(ctx context.Context, s *session) (subject, error) {
 		return nil, err
 	}
 	r := &raw{
-		from: pod{netns: benchPrefix + "raw-a", addr: netip.MustParseAddr("10.244.1.3")},
-		to:   pod{netns: benchPrefix + "raw-b", addr: netip.MustParseAddr("10.244.1.4")},
+		from: pod{netns: benchPrefix + "raw-a", cpus: s.load, addr: netip.MustParseAddr("10.244.1.3")},
+		to:   pod{netns: benchPrefix + "raw-b", cpus: s.load, addr: netip.MustParseAddr("10.244.1.4")},
 	}
 	if err := r.start(ctx, s, program); err != nil {
 		return nil, errors.Join(err, r.close())

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ type streamSpec struct {
 type streamResult struct {
 	Bytes uint64
 	Took  time.Duration // from the first byte to the end of the stream
+	CPU   time.Duration // that this end has used
 }
 
 // send is the job of a stream's sender.
@@ -50,7 +52,8 @@ func send(c *console, spec streamSpec) (streamResult, error) {
 	if err != nil {
 		return streamResult{}, fmt.Errorf("send to %s after %d bytes: %w", spec.At, r.Bytes, err)
 	}
-	return r, nil
+	r.CPU, err = processCPU(os.Getpid())
+	return r, err
 }
 
 // pour writes for the given time, ends the stream and waits until the receiver has ended its side too.
@@ -103,7 +106,8 @@ func receive(c *console, spec streamSpec) (streamResult, error) {
 	if err != nil {
 		return streamResult{}, fmt.Errorf("receive at %s after %d bytes: %w", spec.At, r.Bytes, err)
 	}
-	return r, nil
+	r.CPU, err = processCPU(os.Getpid())
+	return r, err
 }
 
 // swallow reads to the stream's end.

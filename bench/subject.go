@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // The network that each subject's two pods are in, and their devices' settings, alike for all.
@@ -40,6 +41,7 @@ type pod struct {
 	netns string // name of its namespace
 	addr  netip.Addr
 	mac   net.HardwareAddr // that frames of the other end are addressed to
+	cpus  unix.CPUSet      // that what makes or swallows its traffic runs on
 }
 
 // kernelDrops returns what the kernel dropped at the pod's device so far.

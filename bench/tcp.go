@@ -47,12 +47,12 @@ func (s *session) streams(ctx context.Context, base string, metrics []metric) ([
 func (s *session) stream(ctx context.Context, sub subject, d time.Duration) (values, error) {
 	from, to := sub.pods()
 	at := netip.AddrPortFrom(to.addr, tcpPort)
-	recv, err := startWorker(ctx, s.exe, verbReceive, streamSpec{Netns: netnsPath(to.netns), At: at}, s.load)
+	recv, err := startWorker(ctx, s.exe, verbReceive, streamSpec{Netns: netnsPath(to.netns), At: at}, to.cpus)
 	if err != nil {
 		return nil, err
 	}
 	defer recv.abandon()
-	snd, err := startWorker(ctx, s.exe, verbSend, streamSpec{Netns: netnsPath(from.netns), At: at, Time: d}, s.load)
+	snd, err := startWorker(ctx, s.exe, verbSend, streamSpec{Netns: netnsPath(from.netns), At: at, Time: d}, from.cpus)
 	if err != nil {
 		return nil, err
 	}
@@ -72,10 +72,13 @@ func (s *session) stream(ctx context.Context, sub subject, d time.Duration) (val
 	if sent.Bytes != received.Bytes {
 		return nil, &imbalance{fmt.Sprintf("sent %d bytes, received %d", sent.Bytes, received.Bytes)}
 	}
-	return streamFigures(received, after.since(before)), nil
+	cpu, ends := after.since(before), sent.CPU+received.CPU
+	s.sayDisturbed("tcp", sub, cpu.others(ends), sent.Took)
+	return streamFigures(received, cpu, cpu.machineSeconds(ends, sent.Took)), nil
 }
 
-func streamFigures(r streamResult, cpu cpuUse) values {
+// streamFigures takes the CPU time of the machine in seconds.
+func streamFigures(r streamResult, cpu cpuUse, machine float64) values {
 	gigabytes := float64(r.Bytes) / 1e9
-	return values{8 * gigabytes / r.Took.Seconds(), cpu.switchSeconds() / gigabytes, cpu.machine.Seconds() / gigabytes}
+	return values{8 * gigabytes / r.Took.Seconds(), cpu.switchSeconds() / gigabytes, machine / gigabytes}
 }

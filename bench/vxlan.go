@@ -19,8 +19,8 @@ type kernelVXLAN struct{ nodes }
 
 // startVXLAN is the starter of a pair of nodes whose underlay has offloads or not.
 func startVXLAN(offloads bool) starter {
-	return func(context.Context, *session) (subject, error) {
-		v := &kernelVXLAN{newNodes("vxlan")}
+	return func(_ context.Context, s *session) (subject, error) {
+		v := &kernelVXLAN{newNodes(s, "vxlan")}
 		if err := v.start(offloads); err != nil {
 			return nil, errors.Join(err, v.close())
 		}
