@@ -19,7 +19,7 @@ var crossPPSMetrics = []metric{
 
 // crossNodePeers join two pods on two nodes.
 func crossNodePeers(offloads bool) map[string]starter {
-	return map[string]starter{"vxlan": startVXLAN(offloads)}
+	return map[string]starter{"vxlan": startVXLAN(offloads), "ovs": startOVSNodes(offloads)}
 }
 
 // crossNode is sameNode for two nodes joined by a veth pair, with the pair's default offloads or none.

@@ -82,8 +82,11 @@ func setUpUnderlay(addr string, offloads bool) error {
 	if err != nil {
 		return err
 	}
-	ip := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(addr).To4(), Mask: net.CIDRMask(underBits, 32)}}
-	return errors.Join(netlink.AddrAdd(link, ip), netlink.LinkSetUp(link))
+	return errors.Join(netlink.AddrAdd(link, underAddr(addr)), netlink.LinkSetUp(link))
+}
+
+func underAddr(addr string) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(addr).To4(), Mask: net.CIDRMask(underBits, 32)}}
 }
 
 // addVeth makes a veth pair between the current namespace and another; the end here is up.

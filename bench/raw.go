@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,10 +36,8 @@ func startRaw(ctx context.Context, s *session) (subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &raw{
-		from: pod{netns: benchPrefix + "raw-a", cpus: s.load, addr: netip.MustParseAddr("10.244.1.3")},
-		to:   pod{netns: benchPrefix + "raw-b", cpus: s.load, addr: netip.MustParseAddr("10.244.1.4")},
-	}
+	r := new(raw)
+	r.from, r.to = podPair(s, "raw")
 	if err := r.start(ctx, s, program); err != nil {
 		return nil, errors.Join(err, r.close())
 	}

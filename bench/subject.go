@@ -44,6 +44,13 @@ type pod struct {
 	cpus  unix.CPUSet      // that what makes or swallows its traffic runs on
 }
 
+// podPair names two pods of a node that has no plugin to give them addresses.
+func podPair(s *session, kind string) (from, to pod) {
+	from = pod{netns: benchPrefix + kind + "-a", cpus: s.load, addr: netip.MustParseAddr("10.244.1.3")}
+	to = pod{netns: benchPrefix + kind + "-b", cpus: s.load, addr: netip.MustParseAddr("10.244.1.4")}
+	return from, to
+}
+
 // kernelDrops returns what the kernel dropped at the pod's device so far.
 func (p pod) kernelDrops() (dropCounters, error) { return readDropCounters(p.netns, podDevice) }
 
