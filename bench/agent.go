@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -30,6 +31,7 @@ type agentNode struct {
 	underlay string // its address
 	subnets  []string
 	peers    []agentPeer
+	more     map[string]any // keys of tapyard.yaml beside the usual ones
 	dir      string
 	proc     *process
 	cni      *libcni.CNIConfig
@@ -115,19 +117,21 @@ func (n *agentNode) socket(name string) string { return filepath.Join(n.dir, "ru
 func (n *agentNode) writeConfig() (path string, err error) {
 	path = filepath.Join(n.dir, "tapyard.yaml")
 	peers := filepath.Join(n.dir, "peers.yaml")
+	config := map[string]any{
+		"name":       n.name,
+		"mode":       "routed",
+		"podSubnets": n.subnets,
+		"underlay":   []string{n.underlay},
+		"peersFile":  peers,
+		"runDir":     filepath.Join(n.dir, "run"),
+		"stateDir":   filepath.Join(n.dir, "state"),
+		"mtu":        podMTU,
+		"logLevel":   "warn",
+	}
+	maps.Copy(config, n.more)
 	return path, errors.Join(
 		writeJSON(peers, map[string]any{"clusterCIDRs": []string{"10.244.0.0/16", "fd00:10:244::/48"}, "peers": append([]agentPeer{}, n.peers...)}),
-		writeJSON(path, map[string]any{
-			"name":       n.name,
-			"mode":       "routed",
-			"podSubnets": n.subnets,
-			"underlay":   []string{n.underlay},
-			"peersFile":  peers,
-			"runDir":     filepath.Join(n.dir, "run"),
-			"stateDir":   filepath.Join(n.dir, "state"),
-			"mtu":        podMTU,
-			"logLevel":   "warn",
-		}),
+		writeJSON(path, config),
 	)
 }
 

@@ -22,8 +22,10 @@ var rowGroups = []rowGroup{
 	{[]string{"tcp.samenode"}, (*session).compareTCP},
 	{[]string{"pps.crossnode.burst"}, crossBurst("", true)},
 	{[]string{"tcp.crossnode", "cpu.crossnode"}, crossTCP("", true)},
+	{[]string{"tcp.crossnode.plain"}, crossPlain("", true)},
 	{[]string{"pps.crossnode.burst.nooffload"}, crossBurst(withoutOffloads, false)},
 	{[]string{"tcp.crossnode.nooffload", "cpu.crossnode.nooffload"}, crossTCP(withoutOffloads, false)},
+	{[]string{"tcp.crossnode.plain.nooffload"}, crossPlain(withoutOffloads, false)},
 }
 
 // CompareConfig says what Compare measures.
@@ -70,22 +72,40 @@ func Compare(ctx context.Context, cfg CompareConfig) (*Report, error) {
 	return report, nil
 }
 
-// selectGroups returns the groups that make a row whose name begins with one of the prefixes.
+// selectGroups returns the groups that make a row whose name begins with one of the prefixes; none is all.
 func selectGroups(prefixes []string) (groups []rowGroup) {
+	wanted := groupBases()
+	if len(prefixes) > 0 {
+		wanted = nil
+	}
+	for _, p := range prefixes {
+		wanted = append(wanted, basesOf(p)...)
+	}
 	for _, g := range rowGroups {
-		if len(prefixes) == 0 || slices.ContainsFunc(prefixes, g.makes) {
+		if slices.ContainsFunc(g.bases, func(base string) bool { return slices.Contains(wanted, base) }) {
 			groups = append(groups, g)
 		}
 	}
 	return groups
 }
 
-// makes tells whether a row of the group may begin with the prefix: "tcp" and "tcp.crossnode.vxlan" are both of
-// the group with the base tcp.crossnode.
-func (g rowGroup) makes(prefix string) bool {
-	return slices.ContainsFunc(g.bases, func(base string) bool {
-		return strings.HasPrefix(base, prefix) || strings.HasPrefix(prefix, base+".")
-	})
+// basesOf returns the bases that begin with a prefix, or if there are none the longest that the prefix begins with:
+// "tcp.cross" is the beginning of several, tcp.crossnode.plain.vxlan is made by tcp.crossnode.plain, and not by
+// tcp.crossnode.
+func basesOf(prefix string) (bases []string) {
+	longest := ""
+	for _, base := range groupBases() {
+		if strings.HasPrefix(base, prefix) {
+			bases = append(bases, base)
+		}
+		if strings.HasPrefix(prefix, base+".") && len(base) > len(longest) {
+			longest = base
+		}
+	}
+	if len(bases) == 0 && longest != "" {
+		return []string{longest}
+	}
+	return bases
 }
 
 func groupBases() (bases []string) {

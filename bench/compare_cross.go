@@ -1,6 +1,9 @@
 package bench
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // crossBurstScenario is one flow in bursts between nodes. On one node a TAP's ring holds the sender back; a veth has
 // no such thing, and what it is given beyond what the other end takes is dropped at some socket's buffer, which costs
@@ -22,30 +25,40 @@ func crossNodePeers(offloads bool) map[string]starter {
 	return map[string]starter{"vxlan": startVXLAN(offloads), "ovs": startOVSNodes(offloads)}
 }
 
+// crossPeers are all of them.
+var crossPeers = []string{"vxlan", "ovs", "nebula"}
+
 // crossNode is sameNode for two nodes joined by a veth pair, with the pair's default offloads or none.
 func (s *session) crossNode(ctx context.Context, offloads bool, peers []string, measure func(context.Context) ([]Row, error)) ([]Row, error) {
-	return s.beside(ctx, startAgents(offloads), crossNodePeers(offloads), peers, measure)
+	return s.beside(ctx, startAgents(offloads, bestWire), crossNodePeers(offloads), peers, measure)
 }
 
 // crossBurst measures pps.crossnode.burst; variant is a suffix of its rows' base.
 func crossBurst(variant string, offloads bool) func(*session, context.Context) ([]Row, error) {
 	return func(s *session, ctx context.Context) ([]Row, error) {
-		return s.crossNode(ctx, offloads, []string{"vxlan", "ovs", "nebula"}, func(ctx context.Context) ([]Row, error) {
+		return s.crossNode(ctx, offloads, crossPeers, func(ctx context.Context) ([]Row, error) {
 			return s.frames(ctx, "pps.crossnode.burst"+variant, crossBurstScenario, crossPPSMetrics)
 		})
 	}
 }
 
-// crossTCP measures tcp.crossnode and cpu.crossnode.
+// crossTCP measures tcp.crossnode, and cpu.crossnode meanwhile.
 func crossTCP(variant string, offloads bool) func(*session, context.Context) ([]Row, error) {
-	metrics := []metric{
-		{name: "", long: "throughput", unit: "Gb/s"},
-		{name: "switch_cpu", long: "switch_cpu_seconds_per_gb", unit: "CPU seconds of both switches per GB", smaller: true},
-		{base: "cpu.crossnode" + variant, long: "machine_cpu_seconds_per_gb", unit: "CPU seconds of the machine per GB, both ends included", smaller: true},
-	}
+	metrics := slices.Clone(tcpMetrics)
+	metrics[2].name, metrics[2].base = "", "cpu.crossnode"+variant
 	return func(s *session, ctx context.Context) ([]Row, error) {
-		return s.crossNode(ctx, offloads, []string{"vxlan", "ovs", "nebula"}, func(ctx context.Context) ([]Row, error) {
+		return s.crossNode(ctx, offloads, crossPeers, func(ctx context.Context) ([]Row, error) {
 			return s.streams(ctx, "tcp.crossnode"+variant, metrics)
 		})
+	}
+}
+
+// crossPlain measures tcp.crossnode.plain: without a wire of our own.
+func crossPlain(variant string, offloads bool) func(*session, context.Context) ([]Row, error) {
+	return func(s *session, ctx context.Context) ([]Row, error) {
+		measure := func(ctx context.Context) ([]Row, error) {
+			return s.streams(ctx, "tcp.crossnode.plain"+variant, tcpMetrics)
+		}
+		return s.beside(ctx, startAgents(offloads, plainWire), crossNodePeers(offloads), []string{"vxlan"}, measure)
 	}
 }

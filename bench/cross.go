@@ -14,10 +14,16 @@ type agents struct {
 	each [2]agentNode
 }
 
+// The wires that two agents may speak, as keys of tapyard.yaml. Plain VXLAN is the only one so far, so both are alike.
+var (
+	bestWire  = map[string]any{}
+	plainWire = map[string]any{}
+)
+
 // startAgents is the starter of a pair of nodes whose underlay has offloads or not.
-func startAgents(offloads bool) starter {
+func startAgents(offloads bool, wire map[string]any) starter {
 	return func(ctx context.Context, s *session) (subject, error) {
-		a, err := newAgents(s)
+		a, err := newAgents(s, wire)
 		if err != nil {
 			return nil, err
 		}
@@ -28,7 +34,7 @@ func startAgents(offloads bool) starter {
 	}
 }
 
-func newAgents(s *session) (*agents, error) {
+func newAgents(s *session, wire map[string]any) (*agents, error) {
 	a := &agents{nodes: newNodes(s, "tapyard")}
 	var peers []agentPeer
 	for i, name := range []string{"node-1", "node-2"} {
@@ -37,7 +43,7 @@ func newAgents(s *session) (*agents, error) {
 			return nil, err
 		}
 		subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i + 1), 0}), 24).String()
-		a.each[i] = agentNode{name: name, netns: a.netns[i], cpus: a.cpus[i], underlay: underAddrs[i], subnets: []string{subnet}, dir: dir}
+		a.each[i] = agentNode{name: name, netns: a.netns[i], cpus: a.cpus[i], underlay: underAddrs[i], subnets: []string{subnet}, more: wire, dir: dir}
 		peers = append(peers, agentPeer{Name: name, Underlay: underAddrs[i : i+1], PodSubnets: []string{subnet}})
 	}
 	a.each[0].peers, a.each[1].peers = peers, peers

@@ -80,7 +80,7 @@ func (s *session) frames(ctx context.Context, base string, sc scenario, metrics 
 		if err := a.check(); err != nil {
 			return nil, err
 		}
-		if sc.rate == 0 && sc.window == 0 && a.generator.Refused == 0 {
+		if sc.rate == 0 && sc.window == 0 && a.generator.Refused == 0 && a.dropped() == 0 {
 			s.say("%s %s: its device was never full, so that the generator was the limit, not the switch; compare CPU time", base, sub.name())
 		}
 		s.sayDisturbed(base, sub, a.cpu.others(a.ends()), a.took)
@@ -105,20 +105,26 @@ const maxStrays = 16
 
 // check returns an *imbalance unless every frame that was sent was received once or counted as dropped.
 func (a *account) check() error {
-	// The device counts an attempt that the generator knows to have failed as dropped; it was not sent.
-	atSender := int64(a.from.tx) - int64(a.generator.Refused)
-	drops := atSender + int64(a.subject) + int64(a.to.rx) + int64(a.sink.Overflowed)
-	missing := int64(a.generator.Sent) - int64(a.sink.Received) - drops
+	missing := int64(a.generator.Sent) - int64(a.sink.Received) - a.dropped()
 	if missing > 0 || missing < -maxStrays || a.sink.Duplicates > 0 {
 		return &imbalance{fmt.Sprintf(
 			"sent %d, received %d and %d of them twice, dropped: %d at the sender's device, %d by the switch, %d at the receiver's device, %d at its socket; %d unaccounted for",
-			a.generator.Sent, a.sink.Received, a.sink.Duplicates, atSender, a.subject, a.to.rx, a.sink.Overflowed, missing)}
+			a.generator.Sent, a.sink.Received, a.sink.Duplicates, a.atSender(), a.subject, a.to.rx, a.sink.Overflowed, missing)}
 	}
 	if a.sink.Received == 0 {
 		return errors.New("no frame arrived; 'tapyard show drops' names the reasons when the switch dropped them")
 	}
 	return nil
 }
+
+// dropped is how many frames of those sent somebody has counted as dropped.
+func (a *account) dropped() int64 {
+	return a.atSender() + int64(a.subject) + int64(a.to.rx) + int64(a.sink.Overflowed)
+}
+
+// atSender is how many were dropped at the sender's device. It counts an attempt that the generator knows to have
+// failed as well, which was not sent.
+func (a *account) atSender() int64 { return int64(a.from.tx) - int64(a.generator.Refused) }
 
 // figures are the values of ppsMetrics; alone is the machine's CPU time for generating one frame. Where
 // generating alone cost more than the whole run, one of the two was disturbed: not a number.

@@ -28,7 +28,7 @@ type Config struct {
 type starter func(context.Context, *session) (subject, error)
 
 // sameNodePeers join two pods on one node.
-var sameNodePeers = map[string]starter{"raw": startRaw, "ovs": startOVS, "bridge": startBridge}
+var sameNodePeers = map[string]starter{"raw": startRaw, "ovs": startOVS, "bridge": startBridge, "vde2": startVDE}
 
 // session is one benchmark's hold on the machine: what it made is removed by close.
 type session struct {
