@@ -22,7 +22,7 @@ deps: ## install what build and demo need and the machine lacks (a C compiler fo
 
 # Open vSwitch runs as a child of the tests; the package's own service is not used.
 test-deps: deps ## install what tests need besides: other VXLAN speakers, other decoders of packets, DPDK's tables
-	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy; do \
+	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy vde_switch:vde2; do \
 	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; \
 	  $(libdpdk) || need+=(libdpdk-dev pkg-config); $(install)
 
@@ -57,10 +57,11 @@ fuzz: ## each fuzz target for FUZZTIME (4s)
 demo: deps build ## three nodes on this machine, their pods' connectivity, speed and ledger, live; FLAGS="--underlay6 --workers 2"
 	bin/tapyard demo $(FLAGS)
 
-bench: deps build ## pps and tcp beside the C loop `raw`, the forwarding table beside bart and DPDK
-	@need=(); $(libdpdk) || need+=(libdpdk-dev pkg-config); ($(install)) || echo "no libdpdk-dev: going on without it"
-	bin/tapyard bench pps --peers raw
-	bin/tapyard bench tcp --peers raw
+bench: deps build ## everything beside other switches, 15 minutes; the forwarding table beside bart and DPDK, 5 more
+	@need=(); for p in ovs-vswitchd:openvswitch-switch vde_switch:vde2 nebula:nebula; do \
+	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; \
+	  $(libdpdk) || need+=(libdpdk-dev pkg-config); ($(install)) || echo "could not install $${need[*]}: going on without"
+	bin/tapyard bench compare $(FLAGS)
 	bin/tapyard bench fib
 
 clean: ## remove bin/
