@@ -22,7 +22,7 @@ deps: ## install what build and demo need and the machine lacks (a C compiler fo
 
 # Open vSwitch runs as a child of the tests; the package's own service is not used.
 test-deps: deps ## install what tests need besides: other VXLAN speakers, other decoders of packets, DPDK's tables
-	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy vde_switch:vde2; do \
+	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy vde_switch:vde2 nebula:nebula; do \
 	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; \
 	  $(libdpdk) || need+=(libdpdk-dev pkg-config); $(install)
 

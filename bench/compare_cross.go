@@ -22,7 +22,7 @@ var crossPPSMetrics = []metric{
 
 // crossNodePeers join two pods on two nodes.
 func crossNodePeers(offloads bool) map[string]starter {
-	return map[string]starter{"vxlan": startVXLAN(offloads), "ovs": startOVSNodes(offloads)}
+	return map[string]starter{"vxlan": startVXLAN(offloads), "ovs": startOVSNodes(offloads), "nebula": startNebula(offloads)}
 }
 
 // crossPeers are all of them.

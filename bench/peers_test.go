@@ -12,7 +12,7 @@ import (
 )
 
 // Every subject must carry frames and a stream, and account for all that it carries.
-func TestSubjectsForwardAndBalance(t *testing.T) {
+func TestSubjectsBalance(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes 20 s")
 	}
@@ -33,6 +33,7 @@ func TestSubjectsForwardAndBalance(t *testing.T) {
 		"two agents, no offloads": {startAgents(false, bestWire), crossBurstScenario},
 		"vxlan":                   {startVXLAN(true), crossBurstScenario},
 		"vxlan, no offloads":      {startVXLAN(false), crossBurstScenario},
+		"nebula":                  {startNebula(true), crossBurstScenario},
 		"ovs vxlan":               {startOVSNodes(true), crossBurstScenario},
 		"ovs vxlan, no offloads":  {startOVSNodes(false), crossBurstScenario},
 	} {
