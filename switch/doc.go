@@ -9,7 +9,7 @@
 // One stage is one file, in this order: rx.go, parse.go, lookup.go, act.go, tx.go; worker.go has the loop.
 // Beside lookup, guard.go holds a pod to what it was given, learn.go watches sources, and limit.go has the
 // shares of a port; fragment.go belongs to act. slow.go and icmp.go are the slow path; snapshot.go,
-// adjacency.go, switch.go, ports.go and tables.go are set-up; view.go is for operators; ledger.go proves that no frame is lost without a reason.
+// adjacency.go, switch.go, ports.go and tables.go are set-up; balance.go moves queues between workers; view.go is for operators; ledger.go proves that no frame is lost without a reason.
 //
 // # Networks
 //
@@ -23,5 +23,6 @@
 // every transmit queue, and shares nothing that it writes. Control goroutines change tables under the
 // switch's mutex, copy-on-write: they write the adjacency, then publish the route, then free what was
 // replaced after every worker has passed a quiescent point (fib.Domain). A worker is quiescent between
-// two bursts and offline while it waits for input, so that a sleeping worker holds nothing up.
+// two bursts and offline while it waits for input, so that a sleeping worker holds nothing up. By the same
+// points a receive queue changes hands without a frame overtaking another.
 package vswitch

@@ -43,7 +43,7 @@ func (sw *Switch) Attach(p port.Port, cfg PortConfig) (port.ID, error) {
 }
 
 func (sw *Switch) newPortState(id port.ID, p port.Port, cfg PortConfig) *portState {
-	ps := &portState{id: id, port: p, role: cfg.Role, vni: cfg.VNI, rx: p.Rx(), guard: newGuard(cfg.Guard),
+	ps := &portState{id: id, port: p, role: cfg.Role, vni: cfg.VNI, rx: p.Rx(), polling: make([]polling, len(p.Rx())), guard: newGuard(cfg.Guard),
 		stats: make([]port.Stats, len(sw.workers)+1), limits: make([]limits, len(sw.workers)+1),
 		errors: newBucket(transitErrors), tooBig: newBucket(transitErrors)}
 	punts := transitPunts
@@ -57,7 +57,6 @@ func (sw *Switch) newPortState(id port.ID, p port.Port, cfg PortConfig) *portSta
 		ps.stats[w].Now = sw.clock(w)
 		ps.tx = append(ps.tx, p.Tx(w, &ps.stats[w]))
 	}
-	ps.worker = slices.Index(sw.queues, slices.Min(sw.queues))
 	return ps
 }
 
@@ -72,8 +71,10 @@ func (sw *Switch) clock(id int) *int64 {
 // poll gives each receive queue to a worker: the first to the one with the fewest, the others to its
 // neighbours.
 func (sw *Switch) poll(ps *portState) error {
+	first := slices.Index(sw.queues, slices.Min(sw.queues))
 	for q, rx := range ps.rx {
-		n := ps.queueWorker(q, len(sw.workers))
+		n := (first + q) % len(sw.workers)
+		ps.polling[q].worker.Store(int32(n))
 		ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(ps.id), Pad: int32(q)}
 		if err := unix.EpollCtl(sw.workers[n].epoll, unix.EPOLL_CTL_ADD, rx.FD(), &ev); err != nil {
 			return fmt.Errorf("poll queue %d: %w", q, err)
@@ -87,15 +88,13 @@ func (sw *Switch) poll(ps *portState) error {
 // unpoll takes back what poll did.
 func (sw *Switch) unpoll(ps *portState) {
 	for q, rx := range ps.rx[:ps.polled] {
-		n := ps.queueWorker(q, len(sw.workers))
+		n := ps.polling[q].owner()
 		sw.queues[n]--
 		// A worker has done it already for a device that was deleted.
 		_ = unix.EpollCtl(sw.workers[n].epoll, unix.EPOLL_CTL_DEL, rx.FD(), nil)
 	}
 	ps.polled = 0
 }
-
-func (ps *portState) queueWorker(queue, workers int) int { return (ps.worker + queue) % workers }
 
 // Detach disconnects the port, which the caller then closes or removes: no worker touches it any more.
 // Its counters stay in the ledger. After an error the port is not free of workers; Detach may be called

@@ -20,8 +20,11 @@ func (w *worker) recv(ev unix.EpollEvent) (more bool) {
 	}
 	w.snap = w.sw.snapshot.Load()
 	w.in = w.snap.port(port.ID(ev.Fd))
-	if w.in == nil || !w.owns(w.in, int(ev.Pad)) { // detached since epoll_wait; the ID may be another port's
+	if w.in == nil || !w.owns(w.in, int(ev.Pad)) { // detached since epoll_wait, the ID may be another port's; or handed over
 		return false
+	}
+	if ev.Events&unix.EPOLLOUT != 0 {
+		w.interest(w.in.rx[ev.Pad], ev, unix.EPOLLIN) // it was handed over to us, see move
 	}
 	w.st = &w.in.stats[w.id]
 	w.learned = learnCache{}
@@ -44,5 +47,5 @@ func (w *worker) unpollGone(q port.RxQueue) {
 }
 
 func (w *worker) owns(ps *portState, queue int) bool {
-	return queue < len(ps.rx) && ps.queueWorker(queue, len(w.sw.workers)) == w.id
+	return queue < len(ps.rx) && ps.polling[queue].worker.Load() == int32(w.id)
 }

@@ -74,21 +74,21 @@ type PortConfig struct {
 }
 
 // portState is a port and what the switch keeps about it. It is written at attach, except for the
-// counters and the limits.
+// counters, the limits, and who polls its queues.
 type portState struct {
-	id     port.ID
-	port   port.Port
-	role   Role
-	vni    uint32
-	worker int // that owns the receive queue, or the first of several
-	polled int // receive queues that are registered with their workers; for set-up only
-	rx     []port.RxQueue
-	tx     []port.TxQueue // by worker, the slow worker last
-	stats  []port.Stats   // likewise
-	guard  *guard         // nil lets everything in
-	single bool           // one station is behind the port
-	limits []limits       // by worker
-	quota  puntQuota
+	id      port.ID
+	port    port.Port
+	role    Role
+	vni     uint32
+	polled  int // receive queues that are registered with their workers; for set-up only
+	rx      []port.RxQueue
+	polling []polling      // of the queues in rx
+	tx      []port.TxQueue // by worker, the slow worker last
+	stats   []port.Stats   // likewise
+	guard   *guard         // nil lets everything in
+	single  bool           // one station is behind the port
+	limits  []limits       // by worker
+	quota   puntQuota
 
 	// Of the ICMP errors that frames of this port cause; the slow worker's. Without the second kind, path
 	// MTU discovery would wait for a timeout, so it is apart (Linux's icmp_ratemask leaves it out as well).

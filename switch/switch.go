@@ -1,6 +1,7 @@
 package vswitch
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -47,16 +48,19 @@ type Switch struct {
 	neighbors *neigh.Table
 	workers   []*worker
 	slow      *slowWorker
-	running   sync.WaitGroup // the workers
+	running   sync.WaitGroup // the workers and the balancer
 	slowEnded sync.WaitGroup
 
 	mu          sync.Mutex // serialises every change below
 	adjacencies *adjacencies
 	routes      map[uint32]map[netip.Prefix]fib.NextHop // by VNI
 	queues      []int                                   // receive queues per worker
+	taken       []uint64                                // queues that a worker took over from others
 	departed    Ledger                                  // what detached ports counted
 	leaving     map[port.ID]*portState                  // out of the Snapshot, but perhaps still in a worker's hands
 	stopped     bool
+	stopping    context.Context // done when Stop is called
+	stop        context.CancelFunc
 }
 
 // New returns a switch with nothing attached, whose workers don't run before Start.
@@ -67,8 +71,9 @@ func New(cfg Config) (*Switch, error) {
 	sw := &Switch{
 		log: cfg.Log, now: cfg.Now, neighbors: neigh.New(),
 		adjacencies: newAdjacencies(), routes: map[uint32]map[netip.Prefix]fib.NextHop{},
-		queues: make([]int, cfg.Workers), leaving: map[port.ID]*portState{},
+		queues: make([]int, cfg.Workers), taken: make([]uint64, cfg.Workers), leaving: map[port.ID]*portState{},
 	}
+	sw.stopping, sw.stop = context.WithCancel(context.Background())
 	if sw.now == nil {
 		sw.now = time.Now
 	}
@@ -95,6 +100,7 @@ func (sw *Switch) Start() {
 	for _, w := range sw.workers {
 		sw.running.Go(w.run)
 	}
+	sw.running.Go(newBalancer(sw).run)
 	sw.slowEnded.Go(sw.slow.run)
 }
 
@@ -154,6 +160,7 @@ func (sw *Switch) SetFlood(vni uint32, peers []uint32) error {
 // Stop ends the workers when they have finished their bursts, then the slow worker when its queue is
 // empty. It returns the ledger, which balances unless the switch has a bug. Ports stay open.
 func (sw *Switch) Stop() (Ledger, error) {
+	sw.stop() // before the lock, which the balancer may hold
 	sw.mu.Lock()
 	stopped := sw.stopped
 	sw.stopped = true

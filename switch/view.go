@@ -2,6 +2,7 @@ package vswitch
 
 import (
 	"net/netip"
+	"time"
 
 	"tapyard/switch/drop"
 	"tapyard/switch/fdb"
@@ -15,7 +16,7 @@ type PortView struct {
 	Port   port.Port
 	Role   Role
 	VNI    uint32
-	Worker int
+	Worker int // that owns the receive queue, or the first of several
 	Rx, Tx Count
 	Drops  [drop.Count]Count
 
@@ -37,7 +38,10 @@ func (sw *Switch) Ports() []PortView {
 }
 
 func (ps *portState) view() PortView {
-	v := PortView{ID: ps.id, Port: ps.port, Role: ps.role, VNI: ps.vni, Worker: ps.worker}
+	v := PortView{ID: ps.id, Port: ps.port, Role: ps.role, VNI: ps.vni}
+	if len(ps.polling) > 0 {
+		v.Worker = ps.polling[0].owner()
+	}
 	for i := range ps.stats {
 		st := &ps.stats[i]
 		v.Rx.add(&st.Rx)
@@ -50,6 +54,37 @@ func (ps *portState) view() PortView {
 		}
 	}
 	return v
+}
+
+// WorkerView is what an operator sees of a worker.
+type WorkerView struct {
+	ID      int
+	Thread  int           // its number in the kernel, as top -H shows it; 0 before Start
+	Queues  int           // receive queues that it polls
+	Taken   uint64        // queues that it took over from other workers since the start
+	Rx      Count         // that it received, from the ports that are attached now
+	RxBytes uint64        // likewise
+	CPU     time.Duration // that it used since the start
+	Busy    float64       // share of a thread's time that it used lately: in a second at most, the last one
+}
+
+// WorkerViews returns the workers in the order of their IDs, without the slow one.
+func (sw *Switch) WorkerViews() []WorkerView {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	views := make([]WorkerView, len(sw.workers))
+	for i, w := range sw.workers {
+		v := &views[i]
+		*v = WorkerView{ID: i, Thread: int(w.thread.Load()), Queues: sw.queues[i], Taken: sw.taken[i],
+			CPU: w.cpu(), Busy: float64(w.busy.Load()) / 1000}
+		for _, ps := range sw.snapshot.Load().ports {
+			if ps != nil {
+				v.Rx.add(&ps.stats[i].Rx)
+				v.RxBytes += ps.stats[i].RxBytes.Load()
+			}
+		}
+	}
+	return views
 }
 
 // later returns the more recent of two examples, each of which may be nil.

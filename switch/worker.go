@@ -21,6 +21,8 @@ type worker struct {
 	reader *fib.Reader
 	pool   *frame.Pool
 	live   atomic.Int64 // pool balance at the end of the last pass, for the ledger
+	thread atomic.Int32 // its number in the kernel; 0 before Start
+	busy   atomic.Int32 // thousandths of a thread's time, at the last look of the balancer
 
 	// The burst in hand, stage by stage.
 	now      int64 // when it was received, Unix time in nanoseconds
@@ -61,10 +63,11 @@ func newWorker(sw *Switch, id int) *worker {
 // run is the loop. A round takes one burst from each queue that is ready.
 func (w *worker) run() {
 	runtime.LockOSThread()
+	w.thread.Store(int32(unix.Gettid()))
 	for !w.stopped {
 		for _, ev := range w.wait() {
 			if w.pass(ev) {
-				w.again = append(w.again, ev)
+				w.again = append(w.again, unix.EpollEvent{Fd: ev.Fd, Pad: ev.Pad}) // what it announced was dealt with
 			}
 		}
 	}
@@ -84,7 +87,7 @@ func (w *worker) pass(ev unix.EpollEvent) (more bool) {
 	w.act()
 	w.send()
 	if w.in.single && w.in.limits[w.id].recent.add(w.now, w.burst.Len(), w.dropped) {
-		w.pause(ev, more)
+		w.pause(ev)
 		return false
 	}
 	return more
@@ -126,17 +129,16 @@ type pausedQueue struct {
 	ev    unix.EpollEvent
 	ps    *portState
 	until int64
-	more  bool // it holds frames that its descriptor may not announce
 }
 
 // pause stops polling the queue: a level-triggered descriptor would report it again and again.
-func (w *worker) pause(ev unix.EpollEvent, more bool) {
-	w.paused = append(w.paused, pausedQueue{ev, w.in, w.in.limits[w.id].recent.began + pauseWindow, more})
+func (w *worker) pause(ev unix.EpollEvent) {
+	w.paused = append(w.paused, pausedQueue{ev, w.in, w.in.limits[w.id].recent.began + pauseWindow})
 	w.interest(w.in.rx[ev.Pad], ev, 0)
 }
 
 // resume polls the queues again whose window is over. Those of ports that are gone were unpolled by Detach,
-// which waits for us before their descriptors are closed.
+// which waits for us before their descriptors are closed; those that were handed over aren't ours to change.
 func (w *worker) resume() {
 	now, snap := w.sw.now().UnixNano(), w.sw.snapshot.Load()
 	w.paused = slices.DeleteFunc(w.paused, func(p pausedQueue) bool {
@@ -145,9 +147,7 @@ func (w *worker) resume() {
 		}
 		if snap.port(p.ps.id) == p.ps {
 			w.interest(p.ps.rx[p.ev.Pad], p.ev, unix.EPOLLIN)
-			if p.more {
-				w.ready = append(w.ready, p.ev)
-			}
+			w.ready = append(w.ready, p.ev) // it may hold frames that its descriptor doesn't announce
 		}
 		return true
 	})
@@ -155,7 +155,7 @@ func (w *worker) resume() {
 
 func (w *worker) interest(q port.RxQueue, ev unix.EpollEvent, events uint32) {
 	ev.Events = events
-	_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_MOD, q.FD(), &ev) // fails for a device that is gone, unpolled before
+	_ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_MOD, q.FD(), &ev) // fails for a queue that was unpolled before: gone, or handed over
 }
 
 // inject runs frames that the switch itself made through the same stages.

@@ -60,6 +60,10 @@ var views = []view{
 		tableOf("PORT\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
 			return []any{o.Port, o.Checksum, o.TSO4, o.TSO6, o.ECN, o.USO}
 		})},
+	{"workers", "How the threads that move frames share the work",
+		tableOf("WORKER\tTHREAD\tQUEUES\tTAKEN OVER\tRX FRAMES\tRX WIRE\tRX SHARE\tCPU SECONDS\tBUSY NOW", func(w observe.Worker) []any {
+			return []any{w.ID, w.Thread, w.Queues, w.Taken, w.Rx.Frames, w.Rx.WireFrames, percent(w.RxShare), fmt.Sprintf("%.1f", w.CPUSeconds), percent(w.Busy)}
+		})},
 	{"config", "The configuration in force, defaults included", keyTable},
 }
 
@@ -194,6 +198,8 @@ func or[T comparable](v T) any {
 	}
 	return v
 }
+
+func percent(share float64) string { return fmt.Sprintf("%.0f %%", 100*share) }
 
 // age says how long ago something was, in the largest unit that fits.
 func age(now, at time.Time) string {

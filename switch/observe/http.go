@@ -27,6 +27,7 @@ func (s *Source) Handler() http.Handler {
 		"peers":     func() any { return s.Peers() },
 		"drops":     func() any { return s.Drops() },
 		"offloads":  func() any { return s.Offloads() },
+		"workers":   func() any { return s.Workers() },
 		"config":    s.Config,
 		"ledger":    func() any { return s.Ledger() },
 	} {

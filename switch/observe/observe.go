@@ -106,6 +106,18 @@ type Offload struct {
 	Checksum, TSO4, TSO6, ECN, USO bool
 }
 
+// Worker is an entry of /v1/workers: a thread that moves frames.
+type Worker struct {
+	ID         int     `json:"id"`
+	Thread     int     `json:"thread"` // its number in the kernel
+	Queues     int     `json:"queues"` // receive queues that it polls
+	Taken      uint64  `json:"taken"`  // queues that it took over from busier workers
+	Rx         Traffic `json:"rx"`
+	RxShare    float64 `json:"rx_share"` // of all workers' frames, 0 to 1
+	CPUSeconds float64 `json:"cpu_seconds"`
+	Busy       float64 `json:"busy"` // share of a thread's time in the last second or less
+}
+
 // Ledger is /v1/ledger.
 type Ledger struct {
 	Account
@@ -321,6 +333,20 @@ func (s *Source) Offloads() []Offload {
 		}
 	}
 	return offloads
+}
+
+// Workers returns the workers, so that one that does the work of all shows.
+func (s *Source) Workers() []Worker {
+	workers, total := []Worker{}, uint64(0)
+	for _, v := range s.Switch.WorkerViews() {
+		workers = append(workers, Worker{ID: v.ID, Thread: v.Thread, Queues: v.Queues, Taken: v.Taken,
+			Rx: Traffic{v.Rx.Frames, v.Rx.Wire, v.RxBytes}, CPUSeconds: v.CPU.Seconds(), Busy: v.Busy})
+		total += v.Rx.Frames
+	}
+	for i := range workers {
+		workers[i].RxShare = float64(workers[i].Rx.Frames) / float64(max(total, 1))
+	}
+	return workers
 }
 
 // Ledger returns the account of all frames.

@@ -150,6 +150,7 @@ func TestViewsHaveTheirKeys(t *testing.T) {
 		"peers":     "name underlay podSubnets mac",
 		"drops":     "port reason frames wire_frames explain example example_at example_bytes example_head",
 		"offloads":  "port Checksum TSO4 TSO6 ECN USO",
+		"workers":   "id thread queues taken rx rx_share cpu_seconds busy",
 		"config":    "name mtu",
 		"ledger":    "rx originated copied split tx merged consumed drops in_flight pool_live wire",
 	} {
