@@ -283,6 +283,15 @@ func TestViewsShowWhatIsThere(t *testing.T) {
 			t.Errorf("offloads %+v", o)
 		}
 	}
+	for _, w := range get[[]Worker](r, "workers") {
+		share := 0.0
+		if w.ID == pod.Worker {
+			share = 1
+		}
+		if w.RxShare != share || w.Rx.Bytes != uint64(share)*uint64(len(across)) || w.Queues == 0 || w.Thread == 0 || w.Taken != 0 {
+			t.Errorf("worker %+v, while the pod's queue is worker %d's", w, pod.Worker)
+		}
+	}
 	if l := get[Ledger](r, "ledger"); l.Rx != 1 || l.Tx != 1+l.Originated || l.InFlight != 0 || l.Wire.Rx != 1 {
 		t.Errorf("ledger %+v", l)
 	}

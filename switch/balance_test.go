@@ -1,0 +1,465 @@
+package vswitch
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tapyard/switch/drop"
+	"tapyard/switch/frame"
+	"tapyard/switch/port"
+	"tapyard/switch/port/porttest"
+	"tapyard/switch/wire"
+)
+
+// fleet is a switch of several workers that pods come to.
+type fleet struct {
+	t  *testing.T
+	sw *Switch
+	n  int // pods so far
+}
+
+// fleetPod is one of its pods.
+type fleetPod struct {
+	*porttest.Port
+	id   port.ID
+	mac  wire.MAC
+	addr netip.Addr
+}
+
+func newFleet(t *testing.T, workers int) *fleet {
+	t.Helper()
+	sw, err := New(Config{Workers: workers, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fleet{t: t, sw: sw}
+	f.must(sw.AddNetwork(Network{VNI: testVNI, RouterMAC: routerMAC, Gateways: []netip.Addr{gw4}}))
+	return f
+}
+
+func (f *fleet) must(err error) {
+	f.t.Helper()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// attach adds a pod that takes plain frames only, so that what was merged arrives in parts.
+func (f *fleet) attach(cfg PortConfig) *fleetPod {
+	f.t.Helper()
+	f.n++
+	p := &fleetPod{Port: porttest.New(fmt.Sprintf("pod%d", f.n), 0),
+		mac: wire.MAC{10, 0, 0, 1, byte(f.n >> 8), byte(f.n)}, addr: netip.AddrFrom4([4]byte{10, 244, byte(f.n >> 8), byte(f.n)})}
+	cfg.Role, cfg.VNI = RoleAccess, testVNI
+	var err error
+	p.id, err = f.sw.Attach(p.Port, cfg)
+	f.must(err)
+	f.must(f.sw.AddStation(testVNI, p.id, p.mac, []netip.Addr{p.addr}))
+	return p
+}
+
+// move does what the balancer does once it has chosen.
+func (f *fleet) move(id port.ID, to int) error {
+	f.sw.mu.Lock()
+	defer f.sw.mu.Unlock()
+	ps := f.sw.snapshot.Load().port(id)
+	if ps == nil || ps.polling[0].owner() == to {
+		return nil
+	}
+	return f.sw.move(f.sw.stopping, ps, 0, to)
+}
+
+func (f *fleet) stop() Ledger {
+	f.t.Helper()
+	l, err := f.sw.Stop()
+	f.must(err)
+	if err := l.Check(); err != nil {
+		f.t.Error(err)
+	}
+	return l
+}
+
+// numbered returns frames from one pod to another that carry the numbers from first on, in two flows.
+func numbered(t *testing.T, from, to *fleetPod, first, n int) []porttest.Frame {
+	frames := make([]porttest.Frame, n)
+	for i := range frames {
+		var payload [8]byte
+		binary.BigEndian.PutUint64(payload[:], uint64(first+i))
+		b := udp(t, from.mac, to.mac, from.addr, to.addr, 64, string(payload[:]))
+		binary.BigEndian.PutUint16(b[34:], uint16((first+i)%2)) // source port
+		copy(b[40:], []byte{0, 0})                              // no checksum
+		frames[i] = plain(b)
+	}
+	return frames
+}
+
+// checkOrder makes sure that the numbers of each flow rise by two, to n: the slow model of a switch of one worker.
+func checkOrder(t *testing.T, sent []porttest.Frame, n map[netip.Addr]int) {
+	t.Helper()
+	type flow struct {
+		from netip.Addr
+		port uint16
+	}
+	next, count := map[flow]int{}, map[netip.Addr]int{}
+	for _, f := range sent {
+		if wire.Ethernet(f.Bytes).EtherType() != wire.EtherTypeIPv4 {
+			continue // an announcement
+		}
+		from := netip.AddrFrom4([4]byte(f.Bytes[26:30]))
+		k := flow{from, binary.BigEndian.Uint16(f.Bytes[34:])}
+		number := int(binary.BigEndian.Uint64(f.Bytes[42:]))
+		want, known := next[k]
+		if !known {
+			want = int(k.port)
+		}
+		if number != want {
+			t.Fatalf("flow %v: number %d where %d is due", k, number, want)
+		}
+		next[k] = number + 2
+		count[from]++
+	}
+	for from, want := range n {
+		if count[from] != want {
+			t.Errorf("%d frames from %s, want %d", count[from], from, want)
+		}
+	}
+}
+
+// Queues change hands under traffic all the time while other pods come and go, some of them in the middle of a
+// move; the ledger balances and every flow keeps its order. Under the race detector it is the proof that two
+// workers never have one queue.
+func TestMovesKeepTheOrderOfEveryFlow(t *testing.T) {
+	const workers, senders = 3, 6
+	rounds, frames := 40, 30_000
+	if testing.Short() {
+		rounds, frames = 10, 5000
+	}
+	f := newFleet(t, workers)
+	f.sw.Start()
+	sink := f.attach(PortConfig{})
+	want := map[netip.Addr]int{}
+	var ids []port.ID
+	var sending, moving sync.WaitGroup
+	for range senders {
+		p := f.attach(PortConfig{})
+		ids, want[p.addr] = append(ids, p.id), frames
+		sending.Go(func() {
+			for first := 0; first < frames; first += 50 {
+				p.Inject(numbered(t, p, sink, first, 50)...)
+				for p.Waiting() > 2000 {
+					time.Sleep(50 * time.Microsecond)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	moving.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			id := ids[i%senders]
+			if i%3 == 0 {
+				id = port.ID(senders + 2 + rand.IntN(2)) // one that comes and goes, if it's there
+			}
+			if err := f.move(id, rand.IntN(workers)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for range rounds {
+		p := f.attach(PortConfig{})
+		p.Inject(numbered(t, p, sink, 0, 200)...)
+		time.Sleep(time.Duration(rand.IntN(3)) * time.Millisecond)
+		f.must(f.sw.Detach(context.Background(), p.id))
+		want[p.addr] = 200 - p.Waiting()
+		f.must(p.Close())
+	}
+	sending.Wait()
+	total := 0
+	for _, n := range want {
+		total += n
+	}
+	_, err := sink.WaitSent(total, time.Minute)
+	f.must(err)
+	close(done)
+	moving.Wait()
+	moves := uint64(0)
+	for _, v := range f.sw.WorkerViews() {
+		moves += v.Taken
+	}
+	t.Logf("%d moves, %d frames", moves, total)
+	if moves < 20 {
+		t.Errorf("%d moves: the test proves nothing", moves)
+	}
+	f.stop()
+	checkOrder(t, sink.Sent(), want)
+}
+
+// Stop ends a switch in the middle of moves.
+func TestStopDuringMoves(t *testing.T) {
+	for range 20 {
+		f := newFleet(t, 2)
+		a, b := f.attach(PortConfig{}), f.attach(PortConfig{})
+		f.sw.Start()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			for i := 0; f.sw.stopping.Err() == nil; i++ {
+				if err := f.move(a.id, i%2); err != nil && f.sw.stopping.Err() == nil {
+					t.Error(err)
+				}
+			}
+		}()
+		for first := range 20 {
+			a.Inject(numbered(t, a, b, 10*first, 10)...)
+		}
+		time.Sleep(time.Duration(rand.IntN(2000)) * time.Microsecond)
+		f.stop()
+		<-ended
+		checkOrder(t, b.Sent(), map[netip.Addr]int{a.addr: 200 - a.Waiting()})
+	}
+}
+
+// hiding is a pod whose queue takes all frames off its descriptor at once, as those with several slots do.
+type hiding struct {
+	*porttest.Port
+	frames [][]byte
+}
+
+func (h *hiding) Rx() []port.RxQueue { return []port.RxQueue{h} }
+func (h *hiding) FD() int            { return h.Port.Rx()[0].FD() }
+
+func (h *hiding) Recv(b *frame.Burst, p *frame.Pool, st *port.Stats) (more bool) {
+	h.Port.Rx()[0].Recv(b, p, st) // the one frame that the descriptor announces
+	for len(h.frames) > 0 && !b.Full() {
+		buf := p.Reserve(0, len(h.frames[0]))
+		copy(buf, h.frames[0])
+		b.Append(p.Commit(len(h.frames[0])))
+		h.frames = h.frames[1:]
+	}
+	return len(h.frames) > 0
+}
+
+// What the old worker left in the queue's own slots nothing announces; the new one must not wait for the next frame.
+func TestAHandOverTakesWhatTheDescriptorHides(t *testing.T) {
+	f := newFleet(t, 2)
+	to := f.attach(PortConfig{})
+	from := f.attach(PortConfig{})
+	f.must(f.sw.Detach(t.Context(), from.id))
+	h := &hiding{Port: from.Port}
+	const n = 3 * frame.BurstSize
+	for _, x := range numbered(t, from, to, 0, n) {
+		h.frames = append(h.frames, x.Bytes)
+	}
+	id, err := f.sw.Attach(h, PortConfig{Role: RoleAccess, VNI: testVNI})
+	f.must(err)
+	f.must(f.sw.AddStation(testVNI, id, from.mac, []netip.Addr{from.addr}))
+	ps := f.sw.snapshot.Load().port(id)
+	old := f.sw.workers[ps.polling[0].owner()]
+	old.reader.Online()
+	ev := unix.EpollEvent{Fd: int32(id)}
+	if more := old.pass(ev); !more {
+		t.Fatal("the first burst took all")
+	}
+	old.reader.Offline()
+	f.must(f.move(id, 1-old.id))
+	old.reader.Online()
+	if more := old.pass(ev); more || len(to.Sent()) != frame.BurstSize {
+		t.Errorf("the old worker went on receiving: %d frames sent", len(to.Sent()))
+	}
+	old.reader.Offline()
+	f.sw.Start()
+	_, err = to.WaitSent(n, 20*time.Second)
+	f.must(err)
+	f.stop()
+	checkOrder(t, to.Sent(), map[netip.Addr]int{from.addr: n})
+}
+
+// A flooding pod doesn't get a second share by changing workers.
+func TestLimitsMoveAlong(t *testing.T) {
+	f := newFleet(t, 2)
+	now := time.Unix(1e9, 0)
+	f.sw.now = func() time.Time { return now }
+	a, b := f.attach(PortConfig{BUM: 10}), f.attach(PortConfig{})
+	flood := plain(udp(t, a.mac, wire.Broadcast, a.addr, b.addr, 64, "flood"))
+	delivered := func() int {
+		a.Inject(slices.Repeat([]porttest.Frame{flood}, 8)...)
+		b.Reset()
+		w := f.sw.workers[f.sw.snapshot.Load().port(a.id).polling[0].owner()]
+		w.reader.Online()
+		w.pass(unix.EpollEvent{Fd: int32(a.id)})
+		w.reader.Offline()
+		return len(b.Sent())
+	}
+	for _, want := range []int{8, 2, 0} {
+		if got := delivered(); got != want {
+			t.Errorf("%d of 8 broadcasts delivered, want %d", got, want)
+		}
+		owner := f.sw.snapshot.Load().port(a.id).polling[0].owner()
+		f.must(f.move(a.id, 1-owner))
+	}
+	if n := f.sw.snapshot.Load().port(a.id).view().Drops[drop.BUMLimit].Frames; n != 14 {
+		t.Errorf("%d broadcasts dropped by the limit, want 14", n)
+	}
+}
+
+// A device that is gone isn't moved, or its new worker would report it once more.
+func TestADeletedDeviceIsNotMoved(t *testing.T) {
+	f := newFleet(t, 2)
+	p := f.attach(PortConfig{})
+	ps := f.sw.snapshot.Load().port(p.id)
+	w := f.sw.workers[ps.polling[0].owner()]
+	w.reader.Online()
+	w.pass(unix.EpollEvent{Events: unix.EPOLLERR, Fd: int32(p.id)})
+	w.reader.Offline()
+	if err := f.move(p.id, 1-w.id); err == nil || !strings.Contains(err.Error(), "device is gone") {
+		t.Errorf("move: %v", err)
+	}
+	p.Inject(numbered(t, p, p, 0, 1)...)
+	for _, w := range f.sw.workers {
+		if n, err := unix.EpollWait(w.epoll, w.events[:], 0); n != 0 || err != nil {
+			t.Errorf("worker %d: %d events, %v", w.id, n, err)
+		}
+	}
+	f.must(f.sw.Detach(t.Context(), p.id))
+}
+
+// Two busy pods on one worker are parted, and a third one that alone fills a worker stays.
+func TestTheBalancerPartsBusyPods(t *testing.T) {
+	f := newFleet(t, 2)
+	var pods []*fleetPod
+	for range 4 { // workers 0, 1, 0, 1
+		pods = append(pods, f.attach(PortConfig{}))
+	}
+	b := newBalancer(f.sw)
+	b.at = time.Now()
+	// interval has pods send, and claims that the workers were that busy meanwhile.
+	interval := func(busy [2]float64, frames [4]int) {
+		for i, p := range pods {
+			ps := f.sw.snapshot.Load().port(p.id)
+			ps.stats[ps.polling[0].owner()].Rx.Add(uint64(frames[i]), uint64(frames[i]))
+		}
+		copy(b.busy, busy[:])
+		b.decide()
+		b.at = b.at.Add(balanceEvery)
+	}
+	owners := func() (o [4]int) {
+		for i, p := range pods {
+			o[i] = f.sw.snapshot.Load().port(p.id).polling[0].owner()
+		}
+		return o
+	}
+	for _, step := range []struct {
+		busy   [2]float64
+		frames [4]int
+		want   [4]int
+		why    string
+	}{
+		{[2]float64{0.9, 0.02}, [4]int{500, 10, 400, 0}, [4]int{0, 1, 0, 1}, "once may be a burst"},
+		{[2]float64{0.3, 0.1}, [4]int{100, 10, 100, 0}, [4]int{0, 1, 0, 1}, "a small gap ends the count"},
+		{[2]float64{0.9, 0.02}, [4]int{500, 10, 400, 0}, [4]int{0, 1, 0, 1}, "so this is the first again"},
+		{[2]float64{0.9, 0.02}, [4]int{500, 10, 300, 0}, [4]int{0, 1, 1, 1}, "the one nearer to half of the gap"},
+		{[2]float64{0.1, 0.9}, [4]int{50, 10, 400, 0}, [4]int{0, 1, 1, 1}, "it is the other way round at once"},
+		{[2]float64{0.1, 0.9}, [4]int{50, 2, 400, 0}, [4]int{0, 1, 1, 1}, "but one that has just moved stays"},
+		{[2]float64{0.1, 0.9}, [4]int{50, 200, 300, 0}, [4]int{0, 0, 1, 1}, "and another may go instead"},
+		{[2]float64{0, 1}, [4]int{0, 0, 900, 0}, [4]int{0, 0, 1, 1}, "a pod that alone fills a worker"},
+		{[2]float64{0, 1}, [4]int{0, 0, 900, 0}, [4]int{0, 0, 1, 1}, "stays there"},
+	} {
+		interval(step.busy, step.frames)
+		if got := owners(); got != step.want {
+			t.Fatalf("owners %v, want %v: %s", got, step.want, step.why)
+		}
+	}
+	for i, n := range f.sw.queues {
+		if n != 2 {
+			t.Errorf("worker %d is said to have %d queues, want 2", i, n)
+		}
+	}
+}
+
+// Whatever the loads, as long as they stay: every move makes the split more even, so the moves end.
+func TestChoosingEnds(t *testing.T) {
+	for range 2000 {
+		workers := make([]float64, 2+rand.IntN(7))
+		var queues []weighedQueue
+		for range 1 + rand.IntN(40) {
+			q := weighedQueue{worker: rand.IntN(len(workers)), load: rand.ExpFloat64() / 10}
+			workers[q.worker] += q.load
+			q.queue = len(queues)
+			queues = append(queues, q)
+		}
+		for moves := 0; ; moves++ {
+			from, to := slices.Index(workers, slices.Max(workers)), slices.Index(workers, slices.Min(workers))
+			gap := workers[from] - workers[to]
+			best, found := choose(queues, from, gap)
+			if gap < minGap || !found {
+				break
+			}
+			if workers[to]+best.load >= workers[from] || moves > 10*len(queues) {
+				t.Fatalf("move %d of %.3f: %v", moves, best.load, workers)
+			}
+			workers[from] -= best.load
+			workers[to] += best.load
+			queues[best.queue].worker = to
+		}
+	}
+}
+
+// wakeUps returns how often a thread of this process has waited.
+func wakeUps(t *testing.T, thread int) string {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/status", thread))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(status), "voluntary_ctxt_switches:")
+	if !found {
+		t.Fatalf("no context switches in %s", status)
+	}
+	n, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(n)
+}
+
+// Workers of a hundred pods that don't send aren't woken: not by the clock, not by the balancer.
+func TestIdleWorkersSleep(t *testing.T) {
+	f := newFleet(t, 2)
+	for range 100 {
+		f.attach(PortConfig{})
+	}
+	f.sw.Start()
+	defer f.stop()
+	counts := func() (c [2]string) {
+		for i, v := range f.sw.WorkerViews() {
+			c[i] = wakeUps(t, v.Thread)
+		}
+		return c
+	}
+	for f.sw.WorkerViews()[0].Thread == 0 || f.sw.WorkerViews()[1].Thread == 0 || len(f.sw.slow.arrivals) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	before := counts()
+	for settled := false; !settled; { // the announcements of the pods
+		time.Sleep(300 * time.Millisecond)
+		now := counts()
+		settled, before = now == before, now
+	}
+	time.Sleep(2 * idleEvery)
+	if after := counts(); after != before {
+		t.Errorf("context switches rose from %v to %v without a frame", before, after)
+	}
+}
