@@ -3,7 +3,10 @@ package vswitch
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -25,9 +28,13 @@ const (
 	// balanceEvery is how often a busy switch looks at its workers: a ring of 1,000 frames is full in a
 	// hundredth of that, so a queue isn't moved for a single burst. An idle one looks every idleEvery.
 	balanceEvery, idleEvery = 250 * time.Millisecond, time.Second
+	// maxWait bounds how much of its waiting for a core makes a worker busy, in CPU time: a saturated one counts as
+	// such on a machine whose other processes leave it a quarter of a core, while one that only wakes up now and
+	// then, and waits for milliseconds each time, doesn't.
+	maxWait = 3
 	// idleShare of a thread's time is idle: all workers together spend less.
 	idleShare = 0.02
-	// minGap is by how much of a thread's time the busiest worker must exceed the idlest, in minLooks looks
+	// minGap is by how much of the time the busiest worker must exceed the idlest, in minLooks looks
 	// one after the other. Below it, a perfect split would free an eighth of a thread.
 	minGap, minLooks = 0.25, 2
 	// minLoad is the least load that is worth a move; 20 such queues make up minGap.
@@ -65,16 +72,22 @@ func work(st *port.Stats) uint64 { return st.Rx.Frames.Load() + st.RxBytes.Load(
 // balancer looks at the workers and moves queues. All of it belongs to one goroutine.
 type balancer struct {
 	sw    *Switch
-	at    time.Time       // of the last look
-	cpu   []time.Duration // that each worker had used by then
-	busy  []float64       // share of a thread's time that it used before
-	pair  [2]int          // busiest and idlest worker by then, while their gap calls for a move
-	looks int             // that had this pair
+	at    time.Time    // of the last look
+	time  []workerTime // by then
+	busy  []float64    // by worker: share of the time before that it had work to do
+	pair  [2]int       // busiest and idlest worker by then, while their gap calls for a move
+	looks int          // that had this pair
+}
+
+// workerTime is what a worker's thread spent since it started.
+type workerTime struct {
+	cpu    time.Duration
+	waited time.Duration // for a core, with work to do; 0 where the kernel doesn't tell
 }
 
 func newBalancer(sw *Switch) *balancer {
 	n := len(sw.workers)
-	return &balancer{sw: sw, at: time.Now(), cpu: make([]time.Duration, n), busy: make([]float64, n)}
+	return &balancer{sw: sw, at: time.Now(), time: make([]workerTime, n), busy: make([]float64, n)}
 }
 
 func (b *balancer) run() {
@@ -112,16 +125,16 @@ func (b *balancer) decide() time.Duration {
 	return balanceEvery
 }
 
-// measure reads how busy the workers were since it was called last. CPU time is what counts: the time that a
-// worker takes for a burst would grow with whatever else runs on its core.
+// measure reads how busy the workers were since it was called last.
 func (b *balancer) measure() {
 	now := time.Now()
 	took := now.Sub(b.at)
 	b.at = now
 	for i, w := range b.sw.workers {
-		cpu := w.cpu()
-		b.busy[i] = (cpu - b.cpu[i]).Seconds() / took.Seconds()
-		b.cpu[i] = cpu
+		t := workerTime{w.cpu(), w.waited()}
+		cpu, waited := t.cpu-b.time[i].cpu, t.waited-b.time[i].waited
+		b.time[i] = t
+		b.busy[i] = (cpu + min(waited, maxWait*cpu)).Seconds() / took.Seconds()
 		w.busy.Store(int32(b.busy[i] * 1000))
 	}
 }
@@ -136,6 +149,17 @@ func (w *worker) cpu() time.Duration {
 		return 0
 	}
 	return time.Duration(ts.Nano())
+}
+
+// waited returns how long the worker's thread has waited for a core, 0 where the kernel doesn't tell.
+func (w *worker) waited() time.Duration {
+	// Documentation/scheduler/sched-stats.rst: time on the CPU, time waiting to run, timeslices; nanoseconds.
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/schedstat", w.thread.Load()))
+	if fields := strings.Fields(string(stat)); len(fields) == 3 {
+		ns, _ := strconv.ParseInt(fields[1], 10, 64)
+		return time.Duration(ns)
+	}
+	return 0
 }
 
 // lasting says that a gap calls for a move, for the minLooks'th time in a row.
@@ -161,7 +185,7 @@ type weighedQueue struct {
 	load   float64 // share of a thread's time
 }
 
-// weigh parts the CPU time of each worker among its queues, by their work since the last look.
+// weigh parts the time of each worker among its queues, by their work since the last look.
 func (b *balancer) weigh() (queues []weighedQueue) {
 	done := make([]float64, len(b.busy))
 	for _, ps := range b.sw.snapshot.Load().ports[1:] {

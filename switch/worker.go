@@ -22,7 +22,7 @@ type worker struct {
 	pool   *frame.Pool
 	live   atomic.Int64 // pool balance at the end of the last pass, for the ledger
 	thread atomic.Int32 // its number in the kernel; 0 before Start
-	busy   atomic.Int32 // thousandths of a thread's time, at the last look of the balancer
+	busy   atomic.Int32 // thousandths of its time with work to do, at the balancer's last look
 
 	// The burst in hand, stage by stage.
 	now      int64 // when it was received, Unix time in nanoseconds
