@@ -30,6 +30,7 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 		restartCommand(),
 		hostileCommand(),
 		fibCommand(),
+		workersCommand(),
 		workerCommand(),
 	)
 	return cmd

@@ -26,6 +26,8 @@ var rowGroups = []rowGroup{
 	{[]string{"pps.crossnode.burst.nooffload"}, crossBurst(withoutOffloads, false)},
 	{[]string{"tcp.crossnode.nooffload", "cpu.crossnode.nooffload"}, crossTCP(withoutOffloads, false)},
 	{[]string{"tcp.crossnode.plain.nooffload"}, crossPlain(withoutOffloads, false)},
+	{[]string{"workers.reordered", "workers.share", "workers.one"}, (*session).workers},
+	{[]string{"workers.idle"}, (*session).idleWorkers},
 }
 
 // CompareConfig says what Compare measures.

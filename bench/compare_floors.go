@@ -47,6 +47,9 @@ func floorOf(name string) float64 {
 func judge(rows []Row) {
 	for i := range rows {
 		row := &rows[i]
+		if row.Holds != nil {
+			continue // its group knows better
+		}
 		if row.Floor = floorOf(row.Name); row.Floor > 0 {
 			holds := row.Pairs >= floorPairs && row.Low >= row.Floor
 			row.Holds = &holds
@@ -59,6 +62,10 @@ func (r *Row) verdict() string {
 	switch {
 	case r.Holds == nil:
 		return ""
+	case r.Floor == 0 && *r.Holds:
+		return ", holds"
+	case r.Floor == 0:
+		return ", MISSED"
 	case *r.Holds:
 		return fmt.Sprintf(", floor %.3g holds", r.Floor)
 	case r.Low >= r.Floor:

@@ -147,8 +147,9 @@ func (r *Report) WriteTable(w io.Writer) error {
 		}
 		unit := row.Unit
 		if unit == unitRatio {
-			unit = "times as good as " + row.Peer + row.verdict()
+			unit = "times as good as " + row.Peer
 		}
+		unit += row.verdict()
 		fmt.Fprintf(t, "%s\t%s\t%s – %s\t%s\n", row.Name, short(row.Value), short(row.Low), short(row.High), unit)
 	}
 	for _, peer := range slices.Sorted(maps.Keys(r.Absent)) {

@@ -27,7 +27,7 @@ import (
 const (
 	// balanceEvery is how often a busy switch looks at its workers: a ring of 1,000 frames is full in a
 	// hundredth of that, so a queue isn't moved for a single burst. An idle one looks every idleEvery.
-	balanceEvery, idleEvery = 250 * time.Millisecond, time.Second
+	balanceEvery, idleEvery = 250 * time.Millisecond, 500 * time.Millisecond
 	// maxWait bounds how much of its waiting for a core makes a worker busy, in CPU time: a saturated one counts as
 	// such on a machine whose other processes leave it a quarter of a core, while one that only wakes up now and
 	// then, and waits for milliseconds each time, doesn't.

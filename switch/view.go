@@ -65,7 +65,7 @@ type WorkerView struct {
 	Rx      Count         // that it received, from the ports that are attached now
 	RxBytes uint64        // likewise
 	CPU     time.Duration // that it used since the start
-	Busy    float64       // share of the last second, or less, in which it ran or waited for a core with work to do
+	Busy    float64       // share of the last half second, or less, in which it ran or waited for a core with work to do
 }
 
 // WorkerViews returns the workers in the order of their IDs, without the slow one.

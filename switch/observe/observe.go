@@ -115,7 +115,7 @@ type Worker struct {
 	Rx         Traffic `json:"rx"`
 	RxShare    float64 `json:"rx_share"` // of all workers' frames, 0 to 1
 	CPUSeconds float64 `json:"cpu_seconds"`
-	Busy       float64 `json:"busy"` // share of the last second, or less, in which it ran or waited for a core
+	Busy       float64 `json:"busy"` // share of the last half second, or less, in which it ran or waited for a core
 }
 
 // Ledger is /v1/ledger.
