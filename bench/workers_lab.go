@@ -186,9 +186,9 @@ func threadCPU(pid, thread int) (uint64, error) {
 const (
 	idlePods = 100
 	idleSpan = 10 * time.Second
-	// idleQuiet without a frame means that the pods' kernels have given up asking for routers: they do so three
-	// times, 4 s apart (RFC 4861 section 10).
-	idleQuiet, idlePatience = 6 * time.Second, time.Minute
+	// idleQuiet without a frame means that the pods' kernels have reported their multicast groups: they do so twice,
+	// up to a second apart (RFC 3810 section 9.11).
+	idleQuiet, idlePatience = 3 * time.Second, time.Minute
 )
 
 // idleWorkers measures what an agent costs whose pods don't send.
@@ -196,6 +196,9 @@ func (s *session) idleWorkers(ctx context.Context) (rows []Row, err error) {
 	l, err := s.startWorkersLab(ctx, 2, idlePods)
 	defer func() { err = errors.Join(err, l.close()) }()
 	if err != nil {
+		return nil, err
+	}
+	if err := l.solicitNoRouters(); err != nil {
 		return nil, err
 	}
 	if err := l.awaitQuiet(ctx); err != nil {
@@ -224,11 +227,31 @@ func (s *session) idleWorkers(ctx context.Context) (rows []Row, err error) {
 		v := 100 * d.Seconds() / idleSpan.Seconds()
 		return Row{Name: name, Unit: fmt.Sprintf("%% of a core with %d idle pods", idlePods), Value: v, Low: v, High: v}
 	}
-	var threads uint64
+	var threads, frames uint64
 	for i := range after.cpu {
 		threads += after.cpu[i] - workers.cpu[i]
+		frames += after.frames[i] - workers.frames[i]
 	}
-	return []Row{percent("workers.idle.threads", time.Duration(threads)), percent("workers.idle.agent", cpuAfter-cpu)}, nil
+	return []Row{
+		percent("workers.idle.threads", time.Duration(threads)),
+		percent("workers.idle.agent", cpuAfter-cpu),
+		{Name: "workers.idle.frames", Unit: "frames that the kernel sent meanwhile", Value: float64(frames), Low: float64(frames), High: float64(frames)},
+	}, nil
+}
+
+// solicitNoRouters ends the kernel's search for IPv6 routers in the pods and on the node, which it repeats for
+// ever, an hour apart in the end (RFC 7559); each question is flooded to all pods.
+func (l *workersLab) solicitNoRouters() error {
+	off := func(device string) func() error {
+		return func() error {
+			return os.WriteFile("/proc/sys/net/ipv6/conf/"+device+"/router_solicitations", []byte("0"), 0)
+		}
+	}
+	err := inNetns(l.netns, off("tapyard0"))
+	for _, p := range l.pods {
+		err = errors.Join(err, inNetns(p.netns, off(podDevice)))
+	}
+	return err
 }
 
 // awaitQuiet waits until no pod has sent for a while.
