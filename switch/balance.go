@@ -32,7 +32,7 @@ const (
 	// such on a machine whose other processes leave it a quarter of a core, while one that only wakes up now and
 	// then, and waits for milliseconds each time, doesn't.
 	maxWait = 3
-	// idleShare of a thread's time is idle: all workers together spend less.
+	// idleShare of a thread's time, or less, is idle: of a worker's, and of all together.
 	idleShare = 0.02
 	// minGap is by how much of the time the busiest worker must exceed the idlest, in minLooks looks
 	// one after the other. Below it, a perfect split would free an eighth of a thread.
@@ -82,7 +82,7 @@ type balancer struct {
 // workerTime is what a worker's thread spent since it started.
 type workerTime struct {
 	cpu    time.Duration
-	waited time.Duration // for a core, with work to do; 0 where the kernel doesn't tell
+	waited time.Duration // for a core, with work to do, when it last was busy; 0 where the kernel doesn't tell
 }
 
 func newBalancer(sw *Switch) *balancer {
@@ -131,10 +131,15 @@ func (b *balancer) measure() {
 	took := now.Sub(b.at)
 	b.at = now
 	for i, w := range b.sw.workers {
-		t := workerTime{w.cpu(), w.waited()}
-		cpu, waited := t.cpu-b.time[i].cpu, t.waited-b.time[i].waited
-		b.time[i] = t
-		b.busy[i] = (cpu + min(waited, maxWait*cpu)).Seconds() / took.Seconds()
+		last, cpu := &b.time[i], w.cpu()
+		worked := cpu - last.cpu
+		last.cpu = cpu
+		if worked.Seconds() > idleShare*took.Seconds() { // an idle one waits for nobody, and reading a file costs 20 µs
+			waited := w.waited()
+			worked += min(waited-last.waited, maxWait*worked)
+			last.waited = waited
+		}
+		b.busy[i] = worked.Seconds() / took.Seconds()
 		w.busy.Store(int32(b.busy[i] * 1000))
 	}
 }
