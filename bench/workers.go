@@ -54,7 +54,6 @@ func Workers(ctx context.Context, cfg Config) (*Report, error) {
 
 // workers runs agents with two workers and with one in turn.
 func (s *session) workers(ctx context.Context) (rows []Row, err error) {
-	defer s.unsplit()()
 	var labs [2]*workersLab // with two workers, and with one
 	for i := range labs {
 		labs[i], err = s.startWorkersLab(ctx, 2-i, 4)
@@ -92,19 +91,6 @@ func (s *session) workersRound(ctx context.Context, labs [2]*workersLab) (runs [
 		}
 	}
 	return runs, nil
-}
-
-// unsplit lets everything run on all cores on a machine on which two workers, generators and sinks can't have
-// cores of their own. It returns what undoes that.
-func (s *session) unsplit() (undo func()) {
-	load, forward := s.load, s.forward
-	if runtime.NumCPU() < workersCores {
-		for i := range s.load {
-			s.load[i] |= forward[i]
-		}
-		s.forward = s.load
-	}
-	return func() { s.load, s.forward = load, forward }
 }
 
 // workersRun is what came of a run through both pairs of pods.

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tapyard/switch/observe"
 )
@@ -23,7 +26,8 @@ type workersLab struct {
 func (s *session) startWorkersLab(ctx context.Context, workers, pods int) (*workersLab, error) {
 	dir, err := s.folder()
 	name := benchPrefix + "w" + strconv.Itoa(workers)
-	l := &workersLab{workers: workers, agentNode: agentNode{name: "bench", netns: name, underlay: agentUnderlay,
+	load, forward := s.workersCPUs()
+	l := &workersLab{workers: workers, agentNode: agentNode{name: "bench", netns: name, cpus: forward, underlay: agentUnderlay,
 		subnets: []string{podPrefix}, dir: dir, more: map[string]any{"workers": workers}}}
 	if err != nil {
 		return l, err
@@ -38,13 +42,26 @@ func (s *session) startWorkersLab(ctx context.Context, workers, pods int) (*work
 		return l, err
 	}
 	for i := range pods {
-		p := &pod{netns: fmt.Sprintf("%s-pod-%d", name, i+1)}
+		p := &pod{netns: fmt.Sprintf("%s-pod-%d", name, i+1), cpus: load}
 		l.pods = append(l.pods, p)
 		if err := l.attach(ctx, p); err != nil {
 			return l, err
 		}
 	}
 	return l, nil
+}
+
+// workersCPUs are all CPUs for everything on a machine on which two workers, the generators and the sinks can't have
+// cores of their own.
+func (s *session) workersCPUs() (load, forward unix.CPUSet) {
+	load, forward = s.load, s.forward
+	if runtime.NumCPU() < workersCores {
+		for i := range load {
+			load[i] |= forward[i]
+		}
+		forward = load
+	}
+	return load, forward
 }
 
 func (l *workersLab) close() error {

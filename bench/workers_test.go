@@ -18,7 +18,6 @@ func TestTwoWorkersKeepTheOrder(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	defer s.unsplit()()
 	l, err := s.startWorkersLab(t.Context(), 2, 4)
 	defer func() {
 		if err := l.close(); err != nil {
