@@ -1,15 +1,16 @@
 // Package vswitch is the switch: workers that move bursts of frames through five stages, the tables that
 // they read, and the slow path. ("switch" is a Go keyword.)
 //
-//	         ┌── *Snapshot (atomic.Pointer): generation, ports, networks; beside it the live FIB, Adjacencies, FDB, Neighbors
+//	         ┌── *Snapshot (atomic.Pointer): generation, ports, networks; beside it the live FIB, Adjacencies, FDB, Neighbors, Flows
 //	Port ─► recv ─► parse ─► lookup ─► act ─► send ─► Port      (encap.Tunnel is a Port: it decapsulates in Recv, encapsulates in Send)
 //	        Burst   Parsed   verdict   rewrite  grouped by port
 //	                   └────── punt (bounded, per-port quotas; drops and counts when full) ─► slow worker: learn, ARP/ND, ICMP
 //
 // One stage is one file, in this order: rx.go, parse.go, lookup.go, act.go, tx.go; worker.go has the loop.
 // Beside lookup, guard.go holds a pod to what it was given, learn.go watches sources, and limit.go has the
-// shares of a port; fragment.go belongs to act. slow.go and icmp.go are the slow path; snapshot.go,
-// adjacency.go, switch.go, ports.go and tables.go are set-up; balance.go moves queues between workers; view.go is for operators; ledger.go proves that no frame is lost without a reason.
+// shares of a port, and track.go notes connections; fragment.go belongs to act. slow.go and icmp.go are the slow
+// path; snapshot.go, adjacency.go, switch.go, ports.go and tables.go are set-up; balance.go moves queues between
+// workers; view.go is for operators; ledger.go proves that no frame is lost without a reason.
 //
 // # Networks
 //

@@ -36,6 +36,7 @@ func newFuzzed(t testing.TB) *fuzzed {
 	r.given = map[*porttest.Port]Station{r.podC: {macC, []netip.Addr{c4, c6}}, r.podX: {macX, []netip.Addr{x4, x6}}}
 	r.must(r.sw.AddNetwork(Network{VNI: 200, Stretched: true}))
 	r.sw.SetMTU(1450)
+	r.sw.SetFlows(true)
 	r.attach(r.podY, PortConfig{Role: RoleAccess, VNI: 200})
 	for p, vni := range map[*porttest.Port]uint32{r.podC: testVNI, r.podX: 200} {
 		station := r.given[p]

@@ -60,6 +60,9 @@ func (w *worker) lookup() {
 		w.classify(i, f, net)
 	}
 	w.routing.finish(w, net)
+	if w.snap.flows != nil {
+		w.track()
+	}
 }
 
 // classify decides about one frame by its MAC addresses, or queues it for routing.

@@ -120,6 +120,9 @@ func (sw *Switch) Detach(ctx context.Context, id port.ID) error {
 	// Only now: what the slow path had queued may have taught it the port's MACs once more.
 	sw.fdb.DeletePort(id)
 	sw.neighbors.DeletePort(id)
+	if snap.flows != nil {
+		snap.flows.DropOwner(uint16(id))
+	}
 	sw.departed.add(ps)
 	delete(sw.leaving, id)
 	return nil

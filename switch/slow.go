@@ -129,6 +129,9 @@ func (s *slowWorker) run() {
 		case <-second.C:
 			s.begin()
 			s.sw.fdb.Expire(s.now)
+			if s.snap.flows != nil {
+				s.snap.flows.Expire(s.now)
+			}
 		case <-s.stopping:
 			s.finish()
 			return

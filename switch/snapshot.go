@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"tapyard/fib"
+	"tapyard/switch/flow"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
@@ -103,6 +104,7 @@ type Snapshot struct {
 	ports      []*portState // by port.ID; nil where none is attached
 	networks   []*network   // few: one per VNI of the node
 	mtu        int          // of pods
+	flows      *flow.Table  // nil: connections are not tracked
 }
 
 func (s *Snapshot) port(id port.ID) *portState {
@@ -125,7 +127,7 @@ func (s *Snapshot) network(vni uint32) *network {
 
 // clone returns a copy to change and publish, with the next generation.
 func (s *Snapshot) clone() *Snapshot {
-	c := &Snapshot{Generation: s.Generation + 1, mtu: s.mtu, ports: append([]*portState(nil), s.ports...)}
+	c := &Snapshot{Generation: s.Generation + 1, mtu: s.mtu, flows: s.flows, ports: append([]*portState(nil), s.ports...)}
 	for _, n := range s.networks {
 		cn := *n
 		c.networks = append(c.networks, &cn)

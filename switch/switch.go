@@ -16,6 +16,7 @@ import (
 
 	"tapyard/fib"
 	"tapyard/switch/fdb"
+	"tapyard/switch/flow"
 	"tapyard/switch/neigh"
 	"tapyard/switch/port"
 )
@@ -140,6 +141,20 @@ func (sw *Switch) SetMTU(mtu int) {
 	defer sw.mu.Unlock()
 	snap := sw.snapshot.Load().clone()
 	snap.mtu = mtu
+	sw.publish(snap)
+}
+
+// SetFlows has the workers track connections, or forget them all and stop.
+func (sw *Switch) SetFlows(on bool) {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	snap := sw.snapshot.Load().clone()
+	if on == (snap.flows != nil) {
+		return
+	}
+	if snap.flows = nil; on {
+		snap.flows = flow.New(flow.DefaultCapacity, maxPorts)
+	}
 	sw.publish(snap)
 }
 

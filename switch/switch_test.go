@@ -422,6 +422,7 @@ func TestHotPathAllocatesNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, port.CapsAll)
+			r.sw.SetFlows(true)
 			in := &repeater{frame: f}
 			ps := r.sw.snapshot.Load().port(r.ids[r.podA])
 			ps.rx = []port.RxQueue{in}

@@ -6,6 +6,7 @@ import (
 
 	"tapyard/switch/drop"
 	"tapyard/switch/fdb"
+	"tapyard/switch/flow"
 	"tapyard/switch/neigh"
 	"tapyard/switch/port"
 )
@@ -115,6 +116,9 @@ func (sw *Switch) Routes() []RouteView {
 	}
 	return views
 }
+
+// Flows returns the connection table, nil if connections are not tracked.
+func (sw *Switch) Flows() *flow.Table { return sw.snapshot.Load().flows }
 
 // FDB returns the MAC table.
 func (sw *Switch) FDB() []fdb.Entry { return sw.fdb.Entries() }

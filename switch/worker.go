@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/fib"
+	"tapyard/switch/flow"
 	"tapyard/switch/frame"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
@@ -34,6 +35,7 @@ type worker struct {
 	parsed   [frame.BurstSize]wire.Parsed
 	verdicts [frame.BurstSize]verdict
 	routing  routing
+	tracked  *flow.Batch
 	learned  learnCache
 	out      outPorts
 	segs     segmenter
@@ -55,8 +57,9 @@ func newWorker(sw *Switch, id int) *worker {
 		reader: sw.domain.Register(),
 		// A flood makes at most one clone per port of a frame; the clones of a burst are sent before the
 		// next frame is flooded when the pool runs low.
-		pool: frame.NewPool(16*frame.BurstSize, frame.DefaultArena),
-		segs: newSegmenter(),
+		pool:    frame.NewPool(16*frame.BurstSize, frame.DefaultArena),
+		segs:    newSegmenter(),
+		tracked: flow.NewBatch(frame.BurstSize),
 	}
 }
 

@@ -47,6 +47,7 @@ type pod struct {
 // New returns a controller for a node; l2 nodes have no links and no state.
 func New(sw *vswitch.Switch, node Node, links Links) *Controller {
 	sw.SetMTU(node.MTU)
+	sw.SetFlows(node.Flows)
 	return &Controller{sw: sw, node: node, links: links,
 		routes: map[netip.Prefix]vswitch.Adjacency{}, pods: map[podKey]pod{}}
 }

@@ -55,6 +55,7 @@ type Node struct {
 	Stretched  []uint32       // VNIs of the networks that are one segment with the peers'
 	Guard      bool           // pods may only send from what they were given
 	BUM        int            // broadcast, unknown-destination and multicast frames a second that a port may send
+	Flows      bool           // track connections
 	Segments   []Segment      // addresses of the further networks, which must not be those of the cluster's pods
 	Networks   []LocalNetwork // that pods' addresses must not overlap; see LocalNetworks
 }
