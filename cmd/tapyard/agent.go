@@ -45,6 +45,7 @@ peers file:
   masquerade: true    # what pods send beyond the cluster leaves with the node's address (nftables)
   ageing: 300         # seconds after which a silent MAC is forgotten; 0: never
   bumLimit: 1000      # broadcast, unknown-destination and multicast frames a second and port; 0: no limit
+  flows: false        # track conversations, which 'tapyard show flows' lists; costs some 15 ns a frame
   networks:           # further L2 segments, which "network": "blue" in a conflist selects
   - name: blue
     vni: 200

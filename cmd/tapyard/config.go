@@ -51,6 +51,7 @@ type config struct {
 	Masquerade  bool            `yaml:"masquerade" json:"masquerade"`
 	Ageing      int             `yaml:"ageing" json:"ageing"` // seconds
 	BUMLimit    int             `yaml:"bumLimit" json:"bumLimit"`
+	Flows       bool            `yaml:"flows" json:"flows"`
 
 	LogLevel slog.Level `yaml:"logLevel" json:"logLevel"`
 }
@@ -149,6 +150,7 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.BoolVar(&c.Masquerade, "masquerade", c.Masquerade, "have nftables masquerade what pods send to the world, and switch on forwarding")
 	f.IntVar(&c.Ageing, "ageing", c.Ageing, "seconds after which a learned MAC that sends nothing is forgotten; 0: never")
 	f.IntVar(&c.BUMLimit, "bum-limit", c.BUMLimit, "broadcast, unknown-destination and multicast frames a second that a port may send; 0: no limit")
+	f.BoolVar(&c.Flows, "flows", c.Flows, "track TCP, UDP and echo conversations, for 'tapyard show flows'; costs some 15 ns a frame and up to 17 MiB")
 	f.Var(text[slog.Level]{&c.LogLevel, parseLevel}, "log-level", "debug, info, warn or error")
 }
 
@@ -363,7 +365,7 @@ func (c *config) workers() int {
 
 func (c *config) node(mtu int) control.Node {
 	n := control.Node{Name: c.Name, VNI: c.VNI, PodSubnets: c.PodSubnets, Underlay: c.Underlay, MTU: mtu,
-		Guard: c.SourceGuard, BUM: c.BUMLimit}
+		Guard: c.SourceGuard, BUM: c.BUMLimit, Flows: c.Flows}
 	if c.Mode == modeRouted {
 		n.RouterMAC = wire.RouterMAC(c.Name)
 	}

@@ -93,7 +93,7 @@ func TestHelpIsRight(t *testing.T) {
 	if err := c.check(); err != nil {
 		t.Error(err)
 	}
-	if c.PortType != before.PortType || c.SourceGuard != before.SourceGuard || c.Masquerade != before.Masquerade || c.Ageing != before.Ageing || c.BUMLimit != before.BUMLimit {
+	if c.PortType != before.PortType || c.SourceGuard != before.SourceGuard || c.Masquerade != before.Masquerade || c.Ageing != before.Ageing || c.BUMLimit != before.BUMLimit || c.Flows != before.Flows {
 		t.Errorf("the values said to be the defaults: %+v, and those that are: %+v", c, before)
 	}
 	state, err := static.Parse([]byte(strings.ReplaceAll("\n"+peers, "\n  ", "\n")))
@@ -104,7 +104,7 @@ func TestHelpIsRight(t *testing.T) {
 	if err := state.Validate(&n); err != nil {
 		t.Error(err)
 	}
-	for _, key := range []string{"portType", "sourceGuard", "masquerade", "ageing", "bumLimit", "networks", "uplink"} {
+	for _, key := range []string{"portType", "sourceGuard", "masquerade", "ageing", "bumLimit", "flows", "networks", "uplink"} {
 		if !strings.Contains(cmd.Long, key+":") {
 			t.Errorf("--help doesn't show %s", key)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,41 +31,42 @@ type showOptions struct {
 type view struct {
 	name, short string
 	table       func(raw []byte, w io.Writer) error
+	query       func() (url.Values, error) // nil: it takes none
 }
 
 var views = []view{
-	{"ports", "What is attached, with its counters: rx is into the switch, tx out of it",
-		tableOf("ID\tPORT\tKIND\tVNI\tADDRESSES\tMAC\tMTU\tWORKER\tRX FRAMES\tRX WIRE\tTX FRAMES\tTX WIRE\tDROPS\tKERNEL DROPS\tLAST ERROR", func(p observe.Port) []any {
+	{name: "ports", short: "What is attached, with its counters: rx is into the switch, tx out of it",
+		table: tableOf("ID\tPORT\tKIND\tVNI\tADDRESSES\tMAC\tMTU\tWORKER\tRX FRAMES\tRX WIRE\tTX FRAMES\tTX WIRE\tDROPS\tKERNEL DROPS\tLAST ERROR", func(p observe.Port) []any {
 			return []any{p.ID, p.Name, p.Kind, p.VNI, or(join(p.Addresses)), or(p.MAC), or(p.MTU), p.Worker, p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops, or(p.LastError)}
 		})},
-	{"fdb", "Which MAC is behind which port",
-		tableOf("VNI\tMAC\tPORT\tPEER\tSTATIC\tLAST SEEN\tMOVES\tHELD FOR", func(e observe.FDBEntry) []any {
+	{name: "fdb", short: "Which MAC is behind which port",
+		table: tableOf("VNI\tMAC\tPORT\tPEER\tSTATIC\tLAST SEEN\tMOVES\tHELD FOR", func(e observe.FDBEntry) []any {
 			now := time.Now()
 			return []any{e.VNI, e.MAC, e.Port, or(e.Peer), e.Static, age(now, e.LastSeen), or(e.Moves), held(now, e.FrozenUntil)}
 		})},
-	{"neighbors", "Which addresses the switch answers ARP and neighbour solicitations for",
-		tableOf("VNI\tADDRESS\tMAC\tPORT", func(n observe.Neighbor) []any { return []any{n.VNI, n.Address, n.MAC, n.Port} })},
-	{"routes", "The routing table",
-		tableOf("VNI\tPREFIX\tKIND\tVIA\tMTU\tPORT\tPEER", func(r observe.Route) []any {
+	{name: "neighbors", short: "Which addresses the switch answers ARP and neighbour solicitations for",
+		table: tableOf("VNI\tADDRESS\tMAC\tPORT", func(n observe.Neighbor) []any { return []any{n.VNI, n.Address, n.MAC, n.Port} })},
+	{name: "routes", short: "The routing table",
+		table: tableOf("VNI\tPREFIX\tKIND\tVIA\tMTU\tPORT\tPEER", func(r observe.Route) []any {
 			return []any{r.VNI, r.Prefix, r.Kind, or(r.Via), or(r.MTU), or(r.Port), or(r.Peer)}
 		})},
-	{"peers", "The other nodes",
-		tableOf("PEER\tUNDERLAY\tPOD SUBNETS\tROUTER MAC", func(p observe.Peer) []any { return []any{p.Name, join(p.Underlay), join(p.PodSubnets), p.MAC} })},
-	{"drops", "What was dropped, where and why",
-		blocksOf("PORT\tREASON\tFRAMES\tWIRE\tLAST EXAMPLE",
+	{name: "peers", short: "The other nodes",
+		table: tableOf("PEER\tUNDERLAY\tPOD SUBNETS\tROUTER MAC", func(p observe.Peer) []any { return []any{p.Name, join(p.Underlay), join(p.PodSubnets), p.MAC} })},
+	{name: "drops", short: "What was dropped, where and why",
+		table: blocksOf("PORT\tREASON\tFRAMES\tWIRE\tLAST EXAMPLE",
 			func(d observe.Drop) []any {
 				return []any{d.Port, d.Reason, d.Frames, d.WireFrames, age(time.Now(), d.ExampleAt)}
 			},
 			func(d observe.Drop) []string { return []string{d.Explain, d.Example} })},
-	{"offloads", "Which offloads each port takes; the switch does the others in software",
-		tableOf("PORT\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
+	{name: "offloads", short: "Which offloads each port takes; the switch does the others in software",
+		table: tableOf("PORT\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
 			return []any{o.Port, o.Checksum, o.TSO4, o.TSO6, o.ECN, o.USO}
 		})},
-	{"workers", "How the threads that move frames share the work",
-		tableOf("WORKER\tTHREAD\tQUEUES\tTAKEN OVER\tRX FRAMES\tRX WIRE\tRX SHARE\tCPU SECONDS\tBUSY NOW", func(w observe.Worker) []any {
+	{name: "workers", short: "How the threads that move frames share the work",
+		table: tableOf("WORKER\tTHREAD\tQUEUES\tTAKEN OVER\tRX FRAMES\tRX WIRE\tRX SHARE\tCPU SECONDS\tBUSY NOW", func(w observe.Worker) []any {
 			return []any{w.ID, w.Thread, w.Queues, w.Taken, w.Rx.Frames, w.Rx.WireFrames, percent(w.RxShare), fmt.Sprintf("%.1f", w.CPUSeconds), percent(w.Busy)}
 		})},
-	{"config", "The configuration in force, defaults included", keyTable},
+	{name: "config", short: "The configuration in force, defaults included", table: keyTable},
 }
 
 func showCommand() *cobra.Command {
@@ -85,10 +87,15 @@ FRAMES counts frames as they are held in memory, WIRE the frames on the wire tha
 	f.BoolVar(&opts.watch, "watch", false, "repeat every second until interrupted")
 	cmd.MarkFlagsMutuallyExclusive("socket", "node")
 	for _, v := range views {
-		cmd.AddCommand(&cobra.Command{Use: v.name, Short: v.short, Args: cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error { return opts.run(cmd.Context(), v, cmd.OutOrStdout()) }})
+		cmd.AddCommand(opts.command(v))
 	}
+	cmd.AddCommand(showFlowsCommand(opts))
 	return cmd
+}
+
+func (o *showOptions) command(v view) *cobra.Command {
+	return &cobra.Command{Use: v.name, Short: v.short, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), v, cmd.OutOrStdout()) }}
 }
 
 func (o *showOptions) run(ctx context.Context, v view, w io.Writer) error {
@@ -132,7 +139,14 @@ func isTerminal(f *os.File) bool {
 }
 
 func (o *showOptions) render(ctx context.Context, c observe.Client, v view, w io.Writer) error {
-	raw, err := c.Raw(ctx, v.name)
+	var query url.Values
+	if v.query != nil {
+		var err error
+		if query, err = v.query(); err != nil {
+			return err
+		}
+	}
+	raw, err := c.Query(ctx, v.name, query)
 	if err != nil {
 		return err
 	}

@@ -112,3 +112,32 @@ func TestShowWithoutAnAgentNamesTheSocket(t *testing.T) {
 		t.Errorf("error %v, want one that names %s", err, socket)
 	}
 }
+
+func TestFlowsTable(t *testing.T) {
+	render := func(f observe.Flows) string {
+		raw, err := json.Marshal(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := flowTable(raw, &out); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	got := render(observe.Flows{Enabled: true, Capacity: 262144, Live: 2, Created: 5, Ended: 2, Evicted: 1, Refused: 7, Flows: []observe.Flow{
+		{VNI: 1, Protocol: "tcp", From: netip.MustParseAddrPort("10.244.1.3:40000"), To: netip.MustParseAddrPort("10.244.2.3:80"), State: "established",
+			Port: "default/web-0", LastSeen: time.Now().Add(-61 * time.Second), Timeout: 8000},
+		{VNI: 200, Protocol: "icmpv6", From: netip.MustParseAddrPort("[fd00::1]:7"), To: netip.MustParseAddrPort("[fd00::2]:7"), State: "unreplied", LastSeen: time.Now(), Timeout: 30}}})
+	want := `VNI  PROTOCOL  FROM              TO             STATE        PORT           LAST SEEN  TIMEOUT
+1    tcp       10.244.1.3:40000  10.244.2.3:80  established  default/web-0  1 min ago  8000 s
+200  icmpv6    [fd00::1]:7       [fd00::2]:7    unreplied    -              0 s ago    30 s
+2 of 262144 places taken; since the start 5 created, 2 ended, 1 evicted early, 0 dropped with their port; 7 frames refused
+`
+	if got != want {
+		t.Errorf("\n%s\nwant\n%s", got, want)
+	}
+	if got := render(observe.Flows{}); !strings.Contains(got, "flows: true") {
+		t.Errorf("%q doesn't say how to have flows tracked", got)
+	}
+}

@@ -31,12 +31,15 @@ func (s *Source) Handler() http.Handler {
 		"config":    s.Config,
 		"ledger":    func() any { return s.Ledger() },
 	} {
-		mux.HandleFunc("GET /v1/"+name, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(view()) // the reader has gone; there is nobody to tell
-		})
+		mux.HandleFunc("GET /v1/"+name, func(w http.ResponseWriter, _ *http.Request) { answer(w, view()) })
 	}
+	mux.HandleFunc("GET /v1/flows", s.serveFlows)
 	return mux
+}
+
+func answer(w http.ResponseWriter, view any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(view) // the reader has gone; there is nobody to tell
 }
 
 // requestTimeout bounds what a half-open connection can hold.
@@ -69,13 +72,16 @@ func (c Client) Get(ctx context.Context, view string, v any) error {
 }
 
 // Raw returns the view of that name as JSON.
-func (c Client) Raw(ctx context.Context, view string) ([]byte, error) {
+func (c Client) Raw(ctx context.Context, view string) ([]byte, error) { return c.Query(ctx, view, nil) }
+
+// Query returns what the query selects of the view of that name, as JSON.
+func (c Client) Query(ctx context.Context, view string, query url.Values) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return dial(ctx, c.Socket)
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/"+url.PathEscape(view), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/"+url.PathEscape(view)+"?"+query.Encode(), nil)
 	if err != nil {
 		return nil, err
 	}
