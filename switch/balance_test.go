@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -151,11 +152,15 @@ func TestMovesKeepTheOrderOfEveryFlow(t *testing.T) {
 	want := map[netip.Addr]int{}
 	var ids []port.ID
 	var sending, moving sync.WaitGroup
+	var moved atomic.Uint64
 	for range senders {
 		p := f.attach(PortConfig{})
 		ids, want[p.addr] = append(ids, p.id), frames
 		sending.Go(func() {
 			for first := 0; first < frames; first += 50 {
+				for last := first+50 >= frames; last && moved.Load() < enoughMoves; {
+					time.Sleep(time.Millisecond)
+				}
 				p.Inject(numbered(t, p, sink, first, 50)...)
 				for p.Waiting() > 2000 {
 					time.Sleep(50 * time.Microsecond)
@@ -178,6 +183,7 @@ func TestMovesKeepTheOrderOfEveryFlow(t *testing.T) {
 			if err := f.move(id, rand.IntN(workers)); err != nil {
 				t.Error(err)
 			}
+			moved.Store(f.taken())
 		}
 	})
 	for range rounds {
@@ -197,16 +203,20 @@ func TestMovesKeepTheOrderOfEveryFlow(t *testing.T) {
 	f.must(err)
 	close(done)
 	moving.Wait()
-	moves := uint64(0)
-	for _, v := range f.sw.WorkerViews() {
-		moves += v.Taken
-	}
-	t.Logf("%d moves, %d frames", moves, total)
-	if moves < 20 {
-		t.Errorf("%d moves: the test proves nothing", moves)
-	}
+	t.Logf("%d moves, %d frames", f.taken(), total)
 	f.stop()
 	checkOrder(t, sink.Sent(), want)
+}
+
+// enoughMoves is how many there must be while frames are under way.
+const enoughMoves = 20
+
+// taken is how many queues workers have taken over.
+func (f *fleet) taken() (n uint64) {
+	for _, v := range f.sw.WorkerViews() {
+		n += v.Taken
+	}
+	return n
 }
 
 // Stop ends a switch in the middle of moves.

@@ -263,12 +263,12 @@ func portsOf(l gopacket.TransportLayer) [2]uint16 {
 	return [2]uint16{}
 }
 
-// A table of the default size that is 60 % full with flows that are kept up takes each of them: of two buckets the
-// emptier one is used.
+// A table of the default size that is 60 % full with flows that are kept up takes all of them but a few: of two buckets
+// the emptier one is used. With one choice, several thousand would find theirs full.
 func TestRoomForManySettledFlows(t *testing.T) {
 	const flows = DefaultCapacity * 6 / 10
 	table, _ := filled(t, flows, 0)
-	if s := table.Stats(); s.Live != flows || s.Refused != 0 || s.Evicted != 0 {
-		t.Errorf("%+v, want %d live", s, flows)
+	if s := table.Stats(); s.Live+s.Refused != flows || s.Refused > flows/10_000 || s.Evicted != 0 {
+		t.Errorf("%+v, want %d live, less one of 10,000", s, flows)
 	}
 }
