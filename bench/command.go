@@ -31,6 +31,7 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 		hostileCommand(),
 		fibCommand(),
 		workersCommand(),
+		integrityCommand(),
 		workerCommand(),
 	)
 	return cmd

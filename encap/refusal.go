@@ -59,7 +59,7 @@ func (t *Tunnel) advice(n int, errno unix.Errno, to netip.Addr) string {
 }
 
 // segmenting says whether the kernel cuts messages into datagrams.
-func (t *Tunnel) segmenting() bool { return t.unsegments.Load() == 0 }
+func (t *Tunnel) segmenting() bool { return !t.cfg.Singly && t.unsegments.Load() == 0 }
 
 // refuseSegments has every datagram sent on its own from now on if errno is one of those by which kernels say that
 // a route's device can't have messages cut for it. They were the only thing that it didn't like.
@@ -70,7 +70,7 @@ func (t *Tunnel) refuseSegments(errno unix.Errno) {
 	}
 }
 
-// Segmentation returns nil while the kernel cuts messages into datagrams (UDP_SEGMENT), or what it said when it would
+// Segmentation returns nil while the kernel would cut messages into datagrams (UDP_SEGMENT), or what it said when it would
 // not; then each one is sent on its own, as long as the Tunnel is open. It may be called from any goroutine.
 func (t *Tunnel) Segmentation() error {
 	if errno := unix.Errno(t.unsegments.Load()); errno != 0 {

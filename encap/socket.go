@@ -37,22 +37,25 @@ var (
 	bigSendBuffer    = option{"SO_SNDBUFFORCE", unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer}
 	// Nobody reads what strangers send to a source port; the kernel makes of 0 its minimum, 2.3 KiB.
 	noReceiveBuffer = option{"SO_RCVBUF", unix.SOL_SOCKET, unix.SO_RCVBUF, 0}
-	mergeDatagrams  = option{"UDP_GRO", unix.IPPROTO_UDP, unix.UDP_GRO, 1}
 	shareAddress    = option{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}
 )
 
-// receiveOptions have the kernel hand over several datagrams of a sender in one piece, say which ECN mark they came
+// receiveOptions have the kernel hand over several datagrams of a sender in one piece if merge is set, say which ECN mark they came
 // with, and accept UDP checksums of zero. Over IPv4 it always does; over IPv6 it must be told, and RFC 6935 and 6936 allow it for tunnels only,
 // because nothing else then protects the outer addresses and ports. What RFC 6936 section 5 asks for is
 // here: the socket is bound to one address, a datagram is taken only from the address of a known peer and
 // for a VNI of this node, and the inner packet's own checksums reach the pods as they were.
-func receiveOptions(local netip.Addr) []option {
-	if local.Is4() {
-		return []option{bigReceiveBuffer, mergeDatagrams, {"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1}}
+func receiveOptions(local netip.Addr, merge bool) []option {
+	options := []option{bigReceiveBuffer}
+	if merge {
+		options = append(options, option{"UDP_GRO", unix.IPPROTO_UDP, unix.UDP_GRO, 1})
 	}
-	return []option{bigReceiveBuffer, mergeDatagrams,
-		{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
-		{"UDP_NO_CHECK6_RX", unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1}}
+	if local.Is4() {
+		return append(options, option{"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1})
+	}
+	return append(options,
+		option{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
+		option{"UDP_NO_CHECK6_RX", unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1})
 }
 
 // sourceOptions make the kernel set DF, or over IPv6 not fragment, and compare with the device's MTU alone
@@ -72,8 +75,7 @@ func sourceOptions(local netip.Addr) []option {
 // refused even while the first one shares its port among its own workers. What remains is a foreign program
 // of our user that sets SO_REUSEPORT itself and binds after us; Linux has no way to forbid that. After an
 // error some may be open.
-func listen(local netip.AddrPort, n int) (fds []int, err error) {
-	options := receiveOptions(local.Addr())
+func listen(local netip.AddrPort, n int, options ...option) (fds []int, err error) {
 	fd, err := openUDP(local, options...)
 	if errors.Is(err, unix.EADDRINUSE) {
 		return nil, fmt.Errorf("UDP port %d at %v is taken by %s; stop that, or choose another port on all nodes: %w",

@@ -28,6 +28,7 @@ type Config struct {
 	Port    uint16     // UDP port, the peers' too; 0 is DefaultPort
 	Workers int        // receive queues; the slow worker, number Workers, sends too
 	Peers   *VTEPTable // shared with whoever keeps it up to date
+	Singly  bool       // every datagram is sent and received on its own, without UDP_SEGMENT and UDP_GRO
 }
 
 // Tunnel is a Port that reaches all peers of the underlay address's family.
@@ -80,7 +81,7 @@ func (t *Tunnel) open() error {
 		return fmt.Errorf("%d workers, peers %p: want at least one worker and a VTEPTable", t.cfg.Workers, t.cfg.Peers)
 	}
 	var err error
-	if t.fds, err = listen(t.local(), t.cfg.Workers); err != nil {
+	if t.fds, err = listen(t.local(), t.cfg.Workers, receiveOptions(t.cfg.Local, !t.cfg.Singly)...); err != nil {
 		return err
 	}
 	for _, fd := range t.fds {

@@ -90,6 +90,7 @@ type agent struct {
 	host       *attach.Host
 	uplinks    []*port.Packet
 	vteps      *encap.VTEPTable
+	without    offloads
 	controller *control.Controller
 	pods       *attach.Manager
 	peers      *static.File
@@ -131,6 +132,7 @@ func (a *agent) start(ctx context.Context) error {
 	if a.node.Networks, err = control.LocalNetworks(attach.HostDevice); err != nil {
 		return err
 	}
+	a.chooseOffloads()
 	// Before anything on the node is touched: the records exclude a second agent that is started by mistake.
 	if err := a.openPods(); err != nil {
 		return err
@@ -221,7 +223,7 @@ func (a *agent) overlayMTU() (pods, tunnel int, err error) {
 
 // link attaches the host and the tunnel, and makes the gateway known to pods.
 func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
-	a.host, err = attach.OpenHost(attach.HostConfig{Subnets: a.cfg.PodSubnets, RouterMAC: a.node.RouterMAC, MTU: a.node.MTU})
+	a.host, err = attach.OpenHost(attach.HostConfig{Subnets: a.cfg.PodSubnets, RouterMAC: a.node.RouterMAC, MTU: a.node.MTU, Without: a.without.taps})
 	if err != nil {
 		return links, err
 	}
@@ -241,7 +243,7 @@ func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 		return links, err
 	}
 	tunnel, err := encap.Open(encap.Config{Name: "vxlan", Local: a.cfg.Underlay[0], Port: a.cfg.Port,
-		Workers: a.cfg.workers(), Peers: links.VTEPs})
+		Workers: a.cfg.workers(), Peers: links.VTEPs, Singly: a.without.singly})
 	if err != nil {
 		return links, err
 	}
@@ -285,7 +287,7 @@ func (a *agent) setRoutes(s control.State) error {
 func (a *agent) openPods() (err error) {
 	a.pods, err = attach.Open(attach.Config{
 		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
-		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(), Log: a.log,
+		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(), Without: a.without.taps, Log: a.log,
 		Publish:  func(at attach.Attachment, p port.Port) error { return a.controller.AddPod(at, p) },
 		Withdraw: func(ctx context.Context, at attach.Attachment) error { return a.controller.RemovePod(ctx, at) },
 	})

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -43,6 +44,8 @@ type config struct {
 	Port       uint16         `yaml:"port" json:"port"`
 	MTU        int            `yaml:"mtu" json:"mtu"`
 	Workers    int            `yaml:"workers" json:"workers"`
+
+	OffloadsOff []string `yaml:"offloadsOff" json:"offloadsOff"`
 
 	PortType    string          `yaml:"portType" json:"portType"`
 	Uplink      string          `yaml:"uplink" json:"uplink"`
@@ -144,6 +147,7 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.Uint16Var(&c.Port, "port", c.Port, "UDP port of the tunnels")
 	f.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods; 0: the underlay's less the encapsulation")
 	f.IntVar(&c.Workers, "workers", c.Workers, "threads that move frames; 0: one per core, at most 4")
+	f.Var(&list[string]{v: &c.OffloadsOff, parse: parseOffload}, "offloads-off", "an offload to do without: "+strings.Join(offloadNames(), ", ")+" (repeatable)")
 	f.StringVar(&c.PortType, "port-type", c.PortType, "how pods are connected: tap, or veth, read by AF_PACKET")
 	f.StringVar(&c.Uplink, "uplink", c.Uplink, "in mode l2: an interface that joins the segment, such as eth1")
 	f.BoolVar(&c.SourceGuard, "source-guard", c.SourceGuard, "drop what pods send from MACs and addresses that they were not given")
@@ -213,6 +217,11 @@ func (c *config) check() error {
 	}
 	if max := len("/run/netns") * 9; len(filepath.Join(c.RunDir, "admin.sock")) > max {
 		bad("runDir %s: too long for a unix socket's path", c.RunDir)
+	}
+	for _, name := range c.OffloadsOff {
+		if _, err := parseOffload(name); err != nil {
+			bad("offloadsOff: %w", err)
+		}
 	}
 	if c.PortType != attach.TAP && c.PortType != attach.Veth {
 		bad("portType %q: %s or %s", c.PortType, attach.TAP, attach.Veth)

@@ -33,7 +33,7 @@ Removed are
   - the nftables tables netdev tapyard-..., which keep the host off pods' veth pairs and uplinks, of
     devices that no agent has any more
   - the device tapyard0, with the gateway addresses and the routes to the cluster
-  - stateDir/tapyard.db, the records of attached pods, and the sockets and tombstones in runDir
+  - stateDir/tapyard.db, the records of attached pods, and sockets, tombstones and self-test results in runDir
   - the devices of pods that are still attached, but only with --pods
 
 While an agent runs, or pods are still attached, it removes nothing and names them. These pods have no
@@ -90,7 +90,7 @@ func uninstall(ctx context.Context, c *config, pods bool, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	paths := append(sockets, podapi.TombstoneDir(sockets[1]))
+	paths := append(sockets, podapi.TombstoneDir(sockets[1]), filepath.Join(c.RunDir, proofsFile))
 	if err := removeFiles(paths, []string{c.RunDir, c.StateDir}, removed); err != nil {
 		return err
 	}

@@ -164,16 +164,17 @@ func (t *addition) discard() error {
 }
 
 func (t *addition) open() (err error) {
-	t.dev, err = openDevice(t.tmp, t.a)
+	t.dev, err = t.m.openDevice(t.tmp, t.a)
 	return err
 }
 
 // openDevice opens the attachment's port in the calling thread's network namespace, where a TAP is called name.
-func openDevice(name string, a Attachment) (device, error) {
+func (m *Manager) openDevice(name string, a Attachment) (device, error) {
 	if a.PortType == Veth {
 		return opened(port.OpenPacket(port.PacketConfig{Device: a.HostIfName(), PortName: a.Name, PortKind: Veth}))
 	}
-	return opened(port.OpenTAP(port.TAPConfig{Device: name, PortName: a.Name, NetnsPath: a.NetnsPath}))
+	return opened(port.OpenTAP(port.TAPConfig{Device: name, PortName: a.Name, NetnsPath: a.NetnsPath,
+		Without: m.cfg.Without}))
 }
 
 func opened[D device](d D, err error) (device, error) {

@@ -77,7 +77,8 @@ type Config struct {
 	MTU      func() int // of a new or restored pod, in bytes
 	L2       bool       // pods get a device without addresses and routes
 	Networks []Network
-	PortType string // of new pods: TAP, also when empty, or Veth; pods that are there keep theirs
+	PortType string    // of new pods: TAP, also when empty, or Veth; pods that are there keep theirs
+	Without  port.Caps // offloads that TAPs do without
 	Log      *slog.Logger
 	// Publish makes the switch serve the attachment. The port stays the Manager's: neither callback closes
 	// it. An error means that nothing was published.

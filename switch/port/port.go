@@ -3,6 +3,9 @@
 package port
 
 import (
+	"slices"
+	"strings"
+
 	"tapyard/switch/frame"
 	"tapyard/switch/wire"
 )
@@ -34,6 +37,32 @@ const (
 
 // CapsAll is what a TAP of a current kernel takes.
 const CapsAll = CapCsum | CapTSO4 | CapTSO6 | CapTSOECN | CapUSO
+
+// CapNames are the names of single offloads, in the order of their bits, as operators write them.
+var CapNames = [...]string{"csum", "tso4", "tso6", "ecn", "uso"}
+
+// ParseCap returns the offload of that name.
+func ParseCap(name string) (Caps, bool) {
+	i := slices.Index(CapNames[:], name)
+	if i < 0 {
+		return 0, false
+	}
+	return 1 << i, true
+}
+
+// String returns the names, or "none".
+func (c Caps) String() string {
+	var names []string
+	for i, name := range CapNames {
+		if c&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	if names == nil {
+		return "none"
+	}
+	return strings.Join(names, ",")
+}
 
 // Takes says whether a port with these capabilities takes a frame with such metadata as it is.
 func (c Caps) Takes(m *frame.Meta) bool {

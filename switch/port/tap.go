@@ -30,15 +30,28 @@ const busyWait = 2 * time.Second
 const tunUSO4, tunUSO6 = 0x20, 0x40
 
 // offloads are tried in this order; the kernel answers EINVAL to a set with one that it doesn't know.
-var offloads = []struct {
-	flags int
-	caps  Caps
-}{
-	{unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN | tunUSO4 | tunUSO6, CapsAll},
-	{unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN, CapsAll &^ CapUSO},
-	{unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6, CapsAll &^ (CapUSO | CapTSOECN)},
-	{unix.TUN_F_CSUM, CapCsum},
-	{0, 0},
+var offloads = []Caps{CapsAll, CapsAll &^ CapUSO, CapsAll &^ (CapUSO | CapTSOECN), CapCsum, 0}
+
+// tunFlags are what TUNSETOFFLOAD calls a set of offloads.
+func tunFlags(c Caps) (flags int) {
+	for i, flag := range []int{unix.TUN_F_CSUM, unix.TUN_F_TSO4, unix.TUN_F_TSO6, unix.TUN_F_TSO_ECN, tunUSO4 | tunUSO6} {
+		if c&(1<<i) != 0 {
+			flags |= flag
+		}
+	}
+	return flags
+}
+
+// less returns c without some offloads and what can't be without them: segments need checksums, and ECN is a kind of TSO.
+func (c Caps) less(without Caps) Caps {
+	c &^= without
+	if c&CapCsum == 0 {
+		return 0
+	}
+	if c&(CapTSO4|CapTSO6) == 0 {
+		c &^= CapTSOECN
+	}
+	return c
 }
 
 // CreateTAP makes a persistent TAP device in the calling thread's network namespace. It carries no
@@ -60,6 +73,7 @@ type TAPConfig struct {
 	PortName  string // for operators
 	PortKind  string // "tap" when empty
 	NetnsPath string // where the device will live, for reading its drop counter; "" is the agent's own
+	Without   Caps   // offloads to leave off
 }
 
 // TAP is a Port over a TAP device with one queue and virtio-net headers.
@@ -127,9 +141,10 @@ func (t *TAP) negotiate() error {
 		return fmt.Errorf("TUNSETVNETHDRSZ: %w", err)
 	}
 	var err error
-	for _, o := range offloads {
-		if err = unix.IoctlSetInt(t.fd, unix.TUNSETOFFLOAD, o.flags); err == nil {
-			t.caps = o.caps
+	for _, caps := range offloads {
+		caps = caps.less(t.cfg.Without)
+		if err = unix.IoctlSetInt(t.fd, unix.TUNSETOFFLOAD, tunFlags(caps)); err == nil {
+			t.caps = caps
 			return nil
 		}
 	}

@@ -17,13 +17,16 @@ import (
 // patience is how long one proof may take: on an idle machine it is some milliseconds.
 const patience = 2 * time.Second
 
+// Tunnel is the name of the proof that isn't about TAPs.
+const Tunnel = "tunnel"
+
 // Result is what became of one proof.
 type Result struct {
 	Name  string        `json:"name"`  // of the offload, as in port.Caps, or of the tunnel's
 	Proof string        `json:"proof"` // what was done, for people
 	Took  time.Duration `json:"took_ns"`
 	Err   string        `json:"error,omitempty"` // "" if it works
-	Caps  port.Caps     `json:"-"`               // of a TAP, that this is about
+	Caps  port.Caps     `json:"caps,omitempty"`  // of a TAP, that this is about
 }
 
 // OK says that the offload works.
@@ -90,7 +93,7 @@ var proofs = []proof{
 	}},
 	{"segmentation", "super-frames of TCP and UDP cut by the switch", 0, func(t *topology) error { return t.all(cut) }},
 	{"coalescing", "segments of TCP and UDP merged by the switch", 0, func(t *topology) error { return t.all(merged) }},
-	{"tunnel", "trains of datagrams through UDP_SEGMENT and UDP_GRO", 0, func(t *topology) error { return t.tunnel() }},
+	{Tunnel, "trains of datagrams through UDP_SEGMENT and UDP_GRO", 0, func(t *topology) error { return t.tunnel() }},
 }
 
 // all is each kind of traffic in both families.
