@@ -23,6 +23,12 @@ import (
 // address for documentation).
 const agentUnderlay = "192.0.2.1"
 
+// clusterCIDRs hold the subnets of all nodes' pods.
+var clusterCIDRs = []string{"10.244.0.0/16", "fd00:10:244::/48"}
+
+// ourName is the switch's in the rows of a report.
+const ourName = "tapyard"
+
 // agentNode is a node with the switch itself, whose pods the real plugin attaches.
 type agentNode struct {
 	name     string
@@ -130,7 +136,7 @@ func (n *agentNode) writeConfig() (path string, err error) {
 	}
 	maps.Copy(config, n.more)
 	return path, errors.Join(
-		writeJSON(peers, map[string]any{"clusterCIDRs": []string{"10.244.0.0/16", "fd00:10:244::/48"}, "peers": append([]agentPeer{}, n.peers...)}),
+		writeJSON(peers, map[string]any{"clusterCIDRs": clusterCIDRs, "peers": append([]agentPeer{}, n.peers...)}),
 		writeJSON(path, config),
 	)
 }
@@ -184,7 +190,7 @@ func (n *agentNode) attach(ctx context.Context, p *pod) error {
 	return fmt.Errorf("the plugin gave %s no IPv4 address", p.netns)
 }
 
-func (a *agent) name() string         { return "tapyard" }
+func (a *agent) name() string         { return ourName }
 func (a *agent) pods() (from, to pod) { return a.from, a.to }
 func (a *agent) pids() []int          { return []int{a.proc.pid()} }
 

@@ -2,11 +2,14 @@ package bench
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"maps"
+	"os"
 	"os/signal"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -61,7 +64,7 @@ func restartCommand() *cobra.Command {
 
 // benchmarkCommand runs a benchmark until it is done or interrupted, and writes its report.
 func benchmarkCommand(name, short string, run func(context.Context, io.Writer) (*Report, error)) *cobra.Command {
-	var output string
+	var output, page string
 	cmd := &cobra.Command{
 		Use:   name,
 		Short: short,
@@ -78,6 +81,14 @@ func benchmarkCommand(name, short string, run func(context.Context, io.Writer) (
 			if err != nil {
 				return err
 			}
+			report.Command = strings.Join(os.Args, " ")
+			report.Ended = time.Now().Format(time.RFC3339)
+			if page != "" {
+				if err := report.writeHTMLFile(page); err != nil {
+					return err
+				}
+				fmt.Fprintln(cmd.ErrOrStderr(), "the report is at", page)
+			}
 			if asJSON {
 				return writeIndented(cmd.OutOrStdout(), report)
 			}
@@ -85,5 +96,6 @@ func benchmarkCommand(name, short string, run func(context.Context, io.Writer) (
 		},
 	}
 	bindOutput(cmd, &output)
+	cmd.Flags().StringVar(&page, "report", "", "also write a page with plots to this file, such as out.html")
 	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -346,7 +347,7 @@ func TestGatesTakeTheWorse(t *testing.T) {
 		{Name: "ipv4.batch.rte_fib.hash", Unit: unitRatio, Peer: "rte_fib with AVX-512", Value: 3, Ratio: 3, Low: 3, High: 3},
 		{Name: "ipv4.batch.rte_fib.unique", Unit: unitRatio, Peer: "rte_fib", Value: 2, Ratio: 2, Low: 2, High: 2},
 	}
-	if !slices.Equal(rows, want) {
+	if !reflect.DeepEqual(rows, want) {
 		t.Errorf("rows\n%+v, want\n%+v", rows, want)
 	}
 }

@@ -24,7 +24,23 @@ type Report struct {
 	Rows   []Row             `json:"rows"`
 	Absent map[string]string `json:"absent,omitempty"` // peers that were not measured, and why
 	Notes  []string          `json:"notes,omitempty"`  // what else a reader of the figures has to know
+	Series []Series          `json:"series,omitempty"` // what is drawn as lines
+
+	Command string `json:"command,omitempty"` // that was run
+	Ended   string `json:"ended,omitempty"`   // RFC 3339
 }
+
+// Series is a line of a plot.
+type Series struct {
+	Name    string       `json:"name"` // of the plot, dotted like a row's: latency.samenode.load50
+	Subject string       `json:"subject"`
+	X       string       `json:"x"` // what its axes show
+	Y       string       `json:"y"`
+	Points  [][2]float64 `json:"points"` // by ascending x
+}
+
+// percentileAxis is the X of a distribution.
+const percentileAxis = "percentile"
 
 // Row is one figure: the median of the runs, between its quartiles. In a row that compares with a peer it
 // is the median of the ratios of each pair of neighbouring runs, and above 1 means that the switch is better.
@@ -40,6 +56,10 @@ type Row struct {
 	Floor float64 `json:"floor,omitempty"` // what Low has to reach; 0: nothing
 	Holds *bool   `json:"holds,omitempty"` // that it does, with enough pairs; nil without a floor
 
+	Runs          []float64 `json:"runs,omitempty"`                           // the figures that Value is the median of
+	CPUPerMillion float64   `json:"cpu_seconds_per_million_frames,omitempty"` // what Value says in another way, where it does
+	CPUPerGB      float64   `json:"cpu_seconds_per_gb,omitempty"`             // of frames on the wire
+
 	group string // rows of different ones are set apart in the table for people
 }
 
@@ -51,8 +71,9 @@ type metric struct {
 	name    string // "" is the benchmark's headline, whose comparison is named by the peer alone
 	long    string // its name in the rows of absolute figures
 	unit    string
-	smaller bool   // is better
-	base    string // of its rows where that isn't the benchmark's
+	smaller bool    // is better
+	base    string  // of its rows where that isn't the benchmark's
+	frame   float64 // its bytes on the wire, on the average, where the metric counts frames; 0 is unknown
 }
 
 // values are a run's figures, one per metric; NaN is one that could not be measured.
@@ -67,18 +88,62 @@ func rowsOf(base string, metrics []metric, names []string, runs [][]values) []Ro
 			name := strings.Join(nonEmpty(cmp.Or(metric.base, base), metric.name, names[p]), ".")
 			ratios := ratios(metric, m, runs[0], runs[p])
 			if q, ok := quartiles(ratios); ok {
-				rows = append(rows, Row{Name: name, Unit: unitRatio, Peer: names[p], Value: q[1], Ratio: q[1], Low: q[0], High: q[2], Pairs: len(onlyFinite(ratios))})
+				rows = append(rows, Row{Name: name, Unit: unitRatio, Peer: names[p], Value: q[1], Ratio: q[1], Low: q[0], High: q[2], Pairs: len(onlyFinite(ratios)), Runs: onlyFinite(ratios)})
 			}
 		}
 	}
 	for s, subject := range names {
 		for m, metric := range metrics {
-			if q, ok := quartiles(column(m, runs[s])); ok {
-				rows = append(rows, Row{Name: base + "." + metric.long + "." + subject, Unit: metric.unit, Value: q[1], Low: q[0], High: q[2]})
+			own := onlyFinite(column(m, runs[s]))
+			if q, ok := quartiles(own); ok {
+				row := Row{Name: base + "." + metric.long + "." + subject, Unit: metric.unit, Value: q[1], Low: q[0], High: q[2], Runs: own}
+				row.addCosts(metric.frame)
+				rows = append(rows, row)
 			}
 		}
 	}
 	return rows
+}
+
+// The beginnings of the units that say what CPU time buys, and the end of one that says what it costs.
+const (
+	unitPerCPU = "frames per CPU second"
+	unitCPU    = "CPU seconds"
+	unitPerGB  = " per GB"
+)
+
+// addCosts says in CPU seconds what the row says in frames, of so many bytes if that is not 0, or in bytes.
+func (r *Row) addCosts(frame float64) {
+	switch {
+	case r.Value <= 0:
+	case strings.HasPrefix(r.Unit, unitPerCPU):
+		r.CPUPerMillion = 1e6 / r.Value
+		if frame > 0 {
+			r.CPUPerGB = 1e9 / frame / r.Value
+		}
+	case strings.HasPrefix(r.Unit, unitCPU) && strings.Contains(r.Unit, unitPerGB):
+		r.CPUPerGB = r.Value
+	}
+}
+
+// ofFrames are the metrics of frames of those sizes in turn.
+func ofFrames(metrics []metric, sizes []int) []metric {
+	if len(sizes) == 0 {
+		sizes = []int{minFrame}
+	}
+	metrics = slices.Clone(metrics)
+	for i := range metrics {
+		metrics[i].frame = meanFrame(sizes)
+	}
+	return metrics
+}
+
+func meanFrame(sizes []int) float64 {
+	sum := 0
+	for _, n := range sizes {
+		sum += n
+	}
+	return float64(sum) / float64(len(sizes))
 }
 
 func nonEmpty(parts ...string) []string {
@@ -140,7 +205,12 @@ func (r *Report) WriteTable(w io.Writer) error {
 		fmt.Fprintln(w, note)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\nNAME\tMEDIAN\tQUARTILES\tUNIT")
+	costs := slices.ContainsFunc(r.Rows, func(row Row) bool { return row.CPUPerMillion > 0 || row.CPUPerGB > 0 })
+	fmt.Fprint(t, "\nNAME\tMEDIAN\tQUARTILES\t")
+	if costs {
+		fmt.Fprint(t, "CPU S/M FRAMES\tCPU S/GB\t")
+	}
+	fmt.Fprintln(t, "UNIT")
 	for i, row := range r.Rows {
 		if i > 0 && row.group != r.Rows[i-1].group {
 			fmt.Fprintln(t, "\t\t\t")
@@ -150,7 +220,11 @@ func (r *Report) WriteTable(w io.Writer) error {
 			unit = "times as good as " + row.Peer
 		}
 		unit += row.verdict()
-		fmt.Fprintf(t, "%s\t%s\t%s – %s\t%s\n", row.Name, short(row.Value), short(row.Low), short(row.High), unit)
+		fmt.Fprintf(t, "%s\t%s\t%s – %s\t", row.Name, short(row.Value), short(row.Low), short(row.High))
+		if costs {
+			fmt.Fprintf(t, "%s\t%s\t", unlessZero(row.CPUPerMillion), unlessZero(row.CPUPerGB))
+		}
+		fmt.Fprintln(t, unit)
 	}
 	for _, peer := range slices.Sorted(maps.Keys(r.Absent)) {
 		fmt.Fprintf(t, "%s\tabsent: %s\n", peer, r.Absent[peer])

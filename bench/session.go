@@ -40,6 +40,8 @@ type session struct {
 	load, forward unix.CPUSet
 	subjects      []subject         // the switch first; those that are up
 	absent        map[string]string // peers that this machine can't run, and why
+	notes         []string          // of the report
+	series        []Series          // of the report
 }
 
 // runBenchmark takes the machine, measures and reports.
@@ -59,7 +61,7 @@ func runBenchmark(ctx context.Context, cfg Config, measure func(context.Context,
 	if err != nil {
 		return nil, err
 	}
-	return &Report{Host: hostLine(), Commit: commit(), Rows: rows, Absent: s.absent}, nil
+	return &Report{Host: hostLine(), Commit: commit(), Rows: rows, Absent: s.absent, Notes: s.notes, Series: s.series}, nil
 }
 
 // sameNode brings up the switch, and those of the peers that the benchmark was asked for, each with two pods on one
@@ -92,12 +94,10 @@ func prepare(cfg Config) (*session, error) {
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
-	s := &session{cfg: cfg, exe: cfg.Executable, absent: map[string]string{}}
+	s := &session{cfg: cfg, absent: map[string]string{}}
 	var err error
-	if s.exe == "" {
-		if s.exe, err = os.Executable(); err != nil {
-			return nil, fmt.Errorf("find our own executable: %w", err)
-		}
+	if s.exe, err = cfg.executable(); err != nil {
+		return nil, err
 	}
 	if s.load, s.forward, err = splitCPUs(); err != nil {
 		return nil, err
@@ -114,6 +114,18 @@ func prepare(cfg Config) (*session, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// executable is the tapyard binary.
+func (c *Config) executable() (string, error) {
+	if c.Executable != "" {
+		return c.Executable, nil
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find our own executable: %w", err)
+	}
+	return exe, nil
 }
 
 // start brings the subjects up in order; a peer that is absent is noted.
@@ -139,6 +151,13 @@ func (s *session) folder() (string, error) {
 	s.folders++
 	dir := filepath.Join(s.dir, strconv.Itoa(s.folders))
 	return dir, os.Mkdir(dir, 0o700)
+}
+
+// note tells a reader of the report, once, what else there is to know.
+func (s *session) note(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !slices.Contains(s.notes, text) {
+		s.notes = append(s.notes, text)
+	}
 }
 
 // say writes a line of progress.
