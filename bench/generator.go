@@ -27,20 +27,25 @@ const (
 	// minFrame is the least wire size that has room for the stamp: 14+20+8 bytes of headers, 16 of stamp
 	// and 4 of FCS are 62, Ethernet's minimum is 64.
 	minFrame = 64
+
+	// maxFrame is the largest that a pod's MTU lets through, which leaves room for VXLAN on Ethernet.
+	maxFrame = wire.EthernetLen + podMTU + fcsLen
 )
 
 // refusedPause is how long the generator leaves a full device alone. The device's ring has 1000 places and
 // even 2 million frames a second take 200 of them in this time, so it never runs dry.
 const refusedPause = 100 * time.Microsecond
 
-// generatorSpec says what a generator sends: numbered UDP frames of one flow.
+// generatorSpec says what a generator sends: numbered UDP frames.
 type generatorSpec struct {
 	Netns  string         // path of the pod's namespace
 	Device string         // the pod's device
 	From   netip.AddrPort // IPv4
 	To     netip.AddrPort // IPv4
 	ToMAC  string
+	Flows  int           // how many flows take turns, frame by frame, from From's port upwards; 0 is 1
 	Frame  int           // bytes on the wire, FCS included; at least minFrame
+	Mix    []int         // sizes that take turns, instead of Frame
 	Rate   int           // frames per second; 0 is as fast as the device takes them
 	Run    uint64        // tells this run's frames from another's
 	Time   time.Duration // how long it sends
@@ -61,11 +66,12 @@ type generatorResult struct {
 }
 
 type generator struct {
-	spec   generatorSpec
-	fd     int
-	window *window // nil: none
-	batch  *batch
-	result generatorResult
+	spec      generatorSpec
+	fd        int
+	window    *window  // nil: none
+	templates [][]byte // a frame without its stamp for each place in the mix
+	batch     *batch
+	result    generatorResult
 }
 
 // generate is the job of a generator: AF_PACKET past the queueing discipline, 64 frames to a call.
@@ -104,7 +110,7 @@ func newGenerator(spec generatorSpec) (*generator, error) {
 	if err != nil {
 		return nil, err
 	}
-	frame, err := templateFrame(spec, dev.HardwareAddr)
+	templates, err := templateFrames(spec, dev.HardwareAddr)
 	if err != nil {
 		return nil, err
 	}
@@ -116,11 +122,7 @@ func newGenerator(spec generatorSpec) (*generator, error) {
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("PR_SET_TIMERSLACK: %w", err)
 	}
-	g := &generator{spec: spec, fd: fd, batch: newBatch(len(frame))}
-	for _, buf := range g.batch.bufs {
-		copy(buf, frame)
-	}
-	return g, nil
+	return &generator{spec: spec, fd: fd, templates: templates, batch: newBatch(maxFrame)}, nil
 }
 
 // packetSocket sends only: protocol 0 receives nothing.
@@ -140,6 +142,26 @@ func packetSocket(ifindex int) (int, error) {
 	return fd, nil
 }
 
+// templateFrames are the frames of the mix.
+func templateFrames(spec generatorSpec, from net.HardwareAddr) ([][]byte, error) {
+	if ports := 1<<16 - int(spec.From.Port()); spec.Flows > ports {
+		return nil, fmt.Errorf("%d flows need as many source ports, from %d upwards there are %d", spec.Flows, spec.From.Port(), ports)
+	}
+	sizes := spec.Mix
+	if len(sizes) == 0 {
+		sizes = []int{spec.Frame}
+	}
+	var frames [][]byte
+	for _, spec.Frame = range sizes {
+		frame, err := templateFrame(spec, from)
+		if err != nil {
+			return nil, err
+		}
+		frames = append(frames, frame)
+	}
+	return frames, nil
+}
+
 // templateFrame is a frame without its stamp. The UDP checksum is left out (RFC 768 allows it over IPv4),
 // for the payload changes with every frame.
 func templateFrame(spec generatorSpec, from net.HardwareAddr) ([]byte, error) {
@@ -149,6 +171,9 @@ func templateFrame(spec generatorSpec, from net.HardwareAddr) ([]byte, error) {
 	}
 	if spec.Frame < minFrame {
 		return nil, fmt.Errorf("a frame of %d bytes has no room for its number, the least is %d", spec.Frame, minFrame)
+	}
+	if spec.Frame > maxFrame {
+		return nil, fmt.Errorf("a frame of %d bytes does not fit the pods' MTU of %d, the most is %d", spec.Frame, podMTU, maxFrame)
 	}
 	frame := make([]byte, spec.Frame-fcsLen)
 	copy(frame, to)
@@ -192,11 +217,11 @@ func (g *generator) run() error {
 		}
 		due := g.due(elapsed)
 		if due == 0 {
-			time.Sleep(g.dueAt(g.result.Sent) - elapsed)
+			sleep(g.dueAt(g.result.Sent) - elapsed)
 			continue
 		}
 		if g.window != nil && !g.window.open(g.result.Sent, elapsed) {
-			time.Sleep(refusedPause)
+			sleep(refusedPause)
 			continue
 		}
 		if err := g.sendBatch(due); err != nil {
@@ -222,14 +247,17 @@ func (g *generator) dueAt(frame uint64) time.Duration {
 	return time.Duration(frame) * time.Second / time.Duration(g.spec.Rate)
 }
 
+// sleep sleeps to the microsecond. time.Sleep waits in epoll_wait, whose unit is a millisecond: a paced generator would
+// send in bursts as long as that, and a ring that is left alone so long runs dry.
+func sleep(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	unix.Nanosleep(&ts, nil) // a signal that cuts it short is no harm: the callers look at the clock
+}
+
 // sendBatch numbers n frames and sends them. What the device refuses gets its number again next time.
 func (g *generator) sendBatch(n int) error {
 	for i := range n {
-		b := g.batch.bufs[i]
-		binary.BigEndian.PutUint64(b[udpHead+8:], g.result.Sent+uint64(i))
-		ip := b[wire.EthernetLen:]
-		udp := wire.UDP(ip[wire.IPv4MinLen:])
-		udp.UpdateChecksum(wire.PseudoHeader(ip, false, wire.ProtoUDP, len(udp)))
+		g.fill(i, g.result.Sent+uint64(i))
 	}
 	sent, errno := g.batch.send(g.fd, n)
 	g.result.Sent += uint64(sent)
@@ -238,8 +266,23 @@ func (g *generator) sendBatch(n int) error {
 		return nil
 	case errno == unix.ENOBUFS || errno == 0: // sendmmsg hides the error after a frame that went out
 		g.result.Refused++
-		time.Sleep(refusedPause)
+		sleep(refusedPause)
 		return nil
 	}
 	return errno
+}
+
+// fill makes the i-th buffer frame number `number`: its size, flow and stamp. Payloads stay zero behind the stamp.
+func (g *generator) fill(i int, number uint64) {
+	template := g.templates[number%uint64(len(g.templates))]
+	b := g.batch.bufs[i][:len(template)]
+	copy(b, template[:udpHead+stampLen])
+	binary.BigEndian.PutUint64(b[udpHead+8:], number)
+	ip := b[wire.EthernetLen:]
+	udp := wire.UDP(ip[wire.IPv4MinLen:])
+	if g.spec.Flows > 1 {
+		udp.SetSrcPort(udp.SrcPort() + uint16(number%uint64(g.spec.Flows)))
+	}
+	udp.UpdateChecksum(wire.PseudoHeader(ip, false, wire.ProtoUDP, len(udp)))
+	g.batch.iovs[i].SetLen(len(b))
 }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,8 +27,11 @@ const (
 // scenario is a way to offer frames.
 type scenario struct {
 	name   string
-	rate   int // frames per second; 0 is as fast as the device takes them
-	window int // frames on their way at most; 0 is as many as the device takes
+	rate   int    // frames per second; 0 is as fast as the device takes them
+	window int    // frames on their way at most; 0 is as many as the device takes
+	flows  int    // that take turns frame by frame; 0 is one
+	sizes  []int  // of frames, which take turns; nil is minFrame
+	via    string // MAC that frames are sent to; "" is the receiver's
 }
 
 var ppsScenarios = []scenario{{name: "burst"}, {name: "paced", rate: pacedRate}}
@@ -72,7 +76,12 @@ func (s *session) frames(ctx context.Context, base string, sc scenario, metrics 
 			return nil, fmt.Errorf("%s: warm up %s: %w", base, sub.name(), err)
 		}
 	}
-	return s.interleave(ctx, base, metrics, func(ctx context.Context, sub subject) (values, error) {
+	return s.interleave(ctx, base, ofFrames(metrics, sc.sizes), func(ctx context.Context, sub subject) (values, error) {
+		if p, ok := sub.(preparer); ok {
+			if err := p.prepareRun(ctx, s); err != nil {
+				return nil, err
+			}
+		}
 		a, err := s.offer(ctx, sub, sc, ppsTime)
 		if err != nil {
 			return nil, err
@@ -143,9 +152,8 @@ func (a *account) ends() time.Duration { return a.generator.CPU + a.sink.CPU }
 // offer sends frames through the subject for the time given.
 func (s *session) offer(ctx context.Context, sub subject, sc scenario, d time.Duration) (*account, error) {
 	from, to := sub.pods()
-	run := rand.Uint64()
-	in := sinkSpec{Netns: netnsPath(to.netns), At: netip.AddrPortFrom(to.addr, ppsPort), Run: run}
-	out := ppsGenerator(from, to, sc, run, d)
+	out := sc.generator(from, to, d)
+	in := sinkSpec{Netns: netnsPath(to.netns), At: out.To, Run: out.Run}
 	if out.Window > 0 {
 		arrived, err := makeCounter(s.dir)
 		if err != nil {
@@ -180,11 +188,12 @@ func (s *session) offer(ctx context.Context, sub subject, sc scenario, d time.Du
 	return a, nil
 }
 
-func ppsGenerator(from, to pod, sc scenario, run uint64, d time.Duration) generatorSpec {
+// generator is what sends for the time given, with a run's number of its own.
+func (sc scenario) generator(from, to pod, d time.Duration) generatorSpec {
 	return generatorSpec{
-		Netns: netnsPath(from.netns), Device: podDevice,
-		From: netip.AddrPortFrom(from.addr, ppsPort), To: netip.AddrPortFrom(to.addr, ppsPort), ToMAC: to.mac.String(),
-		Frame: minFrame, Rate: sc.rate, Window: sc.window, Run: run, Time: d,
+		Netns: netnsPath(from.netns), Device: podDevice, ToMAC: cmp.Or(sc.via, to.mac.String()),
+		From: netip.AddrPortFrom(from.addr, firstFlowPort), To: netip.AddrPortFrom(to.addr, ppsPort),
+		Flows: sc.flows, Frame: minFrame, Mix: sc.sizes, Rate: sc.rate, Window: sc.window, Run: rand.Uint64(), Time: d,
 	}
 }
 
@@ -230,7 +239,7 @@ func (s *session) generatorAlone(ctx context.Context, sc scenario) (float64, err
 		return 0, err
 	}
 	sc.window = 0 // nothing arrives
-	gen, err := startWorker(ctx, s.exe, verbGenerate, ppsGenerator(void, void, sc, 0, ppsTime), s.load)
+	gen, err := startWorker(ctx, s.exe, verbGenerate, sc.generator(void, void, ppsTime), s.load)
 	if err != nil {
 		return 0, err
 	}

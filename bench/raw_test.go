@@ -39,7 +39,7 @@ func ownTempDir(t *testing.T) { t.Setenv("TMPDIR", t.TempDir()) }
 // What the workers count must agree with the kernel's own counters at both devices.
 func TestBurstThroughRawBalances(t *testing.T) {
 	s := testSession(t, startRaw)
-	for _, sc := range []scenario{{name: "burst"}, {name: "paced", rate: 20_000}} {
+	for _, sc := range []scenario{{name: "burst"}, {name: "paced", rate: 20_000}, {name: "flows", flows: interleavedFlows, sizes: []int{64, 1468}}} {
 		t.Run(sc.name, func(t *testing.T) {
 			a, err := s.offer(t.Context(), s.subjects[0], sc, 300*time.Millisecond)
 			if err != nil {

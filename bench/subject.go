@@ -36,6 +36,11 @@ type subject interface {
 	close() error
 }
 
+// preparer is a subject that has something to do before each run of frames.
+type preparer interface {
+	prepareRun(ctx context.Context, s *session) error
+}
+
 // pod is one end of a measurement.
 type pod struct {
 	netns string // name of its namespace

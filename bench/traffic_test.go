@@ -86,3 +86,59 @@ func TestTallyTellsFramesApart(t *testing.T) {
 		t.Errorf("counted %+v, want %+v", tally.result, want)
 	}
 }
+
+// Frames of a mix take turns in size and flow, each a frame that another decoder finds whole.
+func TestGeneratorFillsSizesAndFlows(t *testing.T) {
+	from, to := net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0, 0, 0, 0, 2}
+	spec := generatorSpec{
+		From: netip.MustParseAddrPort("10.244.1.3:65000"), To: netip.MustParseAddrPort("10.244.1.4:5002"),
+		ToMAC: to.String(), Flows: 500, Mix: []int{64, 1468, 570}, Run: 7,
+	}
+	templates, err := templateFrames(spec, from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &generator{spec: spec, templates: templates, batch: newBatch(maxFrame)}
+	for number := range uint64(2000) {
+		i := int(number % batchSize)
+		g.fill(i, number)
+		frame := g.batch.bufs[i][:g.batch.iovs[i].Len]
+		if want := spec.Mix[number%3] - fcsLen; len(frame) != want {
+			t.Fatalf("frame %d has %d bytes, want %d", number, len(frame), want)
+		}
+		flow := spec
+		flow.From = netip.AddrPortFrom(spec.From.Addr(), 65000+uint16(number%500))
+		checkTemplate(t, frame, flow, from, to)
+		udp := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default).TransportLayer().(*layers.UDP)
+		if got := binary.BigEndian.Uint64(udp.Payload[8:]); got != number {
+			t.Errorf("frame %d says %d", number, got)
+		}
+		if sum := recomputedUDP(t, frame); sum != udp.Checksum {
+			t.Errorf("frame %d: UDP checksum %#x, gopacket's is %#x", number, udp.Checksum, sum)
+		}
+	}
+	for name, bad := range map[string]generatorSpec{
+		"more flows than ports": {From: spec.From, Flows: 537, Frame: 64, ToMAC: spec.ToMAC, To: spec.To},
+		"above the MTU":         {From: spec.From, Mix: []int{64, 1518}, ToMAC: spec.ToMAC, To: spec.To},
+	} {
+		if _, err := templateFrames(bad, from); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// recomputedUDP is the checksum that gopacket would write.
+func recomputedUDP(t *testing.T, frame []byte) uint16 {
+	t.Helper()
+	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+	udp := p.TransportLayer().(*layers.UDP)
+	if err := udp.SetNetworkLayerForChecksum(p.NetworkLayer()); err != nil {
+		t.Fatal(err)
+	}
+	buf := gopacket.NewSerializeBuffer()
+	copied := *udp
+	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{ComputeChecksums: true}, &copied, gopacket.Payload(udp.Payload)); err != nil {
+		t.Fatal(err)
+	}
+	return copied.Checksum
+}
