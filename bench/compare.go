@@ -21,6 +21,7 @@ var rowGroups = []rowGroup{
 	{[]string{"pps.samenode.burst"}, (*session).compareBurst},
 	{[]string{"tcp.samenode"}, (*session).compareTCP},
 	{[]string{"pps.samenode.flows"}, (*session).compareFlows},
+	{[]string{"latency.samenode"}, (*session).compareLatency},
 	{[]string{"pps.crossnode.burst"}, crossBurst("", true)},
 	{[]string{"tcp.crossnode", "cpu.crossnode"}, crossTCP("", true)},
 	{[]string{"tcp.crossnode.plain"}, crossPlain("", true)},

@@ -27,6 +27,8 @@ const (
 	verbSink     = "sink"     // counts them; the line on standard input ends it
 	verbSend     = "send"     // one TCP stream
 	verbReceive  = "receive"  // its other end; needs no line, ends with the stream
+	verbProbe    = "probe"    // requests, and how long their answers take
+	verbEcho     = "echo"     // answers them; the line on standard input ends it
 	verbAttack   = "attack"   // hostile frames out of a device; a second line ends it
 	verbAsk      = "ask"      // ARP and neighbour discovery; a second line ends it
 )
@@ -55,6 +57,10 @@ func runWorker(verb, spec string, in io.Reader, out io.Writer) error {
 		return work(c, spec, send)
 	case verbReceive:
 		return work(c, spec, receive)
+	case verbProbe:
+		return work(c, spec, probe)
+	case verbEcho:
+		return work(c, spec, echo)
 	case verbAttack:
 		return work(c, spec, attack)
 	case verbAsk:
