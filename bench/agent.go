@@ -37,6 +37,7 @@ type agentNode struct {
 	underlay string // its address
 	subnets  []string
 	peers    []agentPeer
+	cluster  []string       // CIDRs of all nodes' pods; nil is clusterCIDRs
 	more     map[string]any // keys of tapyard.yaml beside the usual ones
 	dir      string
 	proc     *process
@@ -135,8 +136,12 @@ func (n *agentNode) writeConfig() (path string, err error) {
 		"logLevel":   "warn",
 	}
 	maps.Copy(config, n.more)
+	cluster := n.cluster
+	if cluster == nil {
+		cluster = clusterCIDRs
+	}
 	return path, errors.Join(
-		writeJSON(peers, map[string]any{"clusterCIDRs": clusterCIDRs, "peers": append([]agentPeer{}, n.peers...)}),
+		writeJSON(peers, map[string]any{"clusterCIDRs": cluster, "peers": append([]agentPeer{}, n.peers...)}),
 		writeJSON(path, config),
 	)
 }

@@ -32,6 +32,7 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 		subjectsCommand("tcp", "Throughput of one TCP stream between two pods on one node", TCP),
 		udpCommand(),
 		subjectsCommand("latency", "Round trips between two pods on one node, at low load and beside load", Latency),
+		scaleCommand(),
 		restartCommand(),
 		hostileCommand(),
 		fibCommand(),
@@ -51,6 +52,17 @@ func subjectsCommand(name, short string, benchmark func(context.Context, Config)
 	})
 	cmd.Flags().StringSliceVar(&cfg.Peers, "peers", []string{"raw"}, "what to measure beside the switch: "+strings.Join(slices.Sorted(maps.Keys(sameNodePeers)), ", "))
 	cmd.Flags().IntVar(&cfg.Repeat, "repeat", 5, "rounds, in each of which every subject runs once")
+	return cmd
+}
+
+func scaleCommand() *cobra.Command {
+	var cfg Config
+	short := fmt.Sprintf("What a frame costs with %d pods, %d peers and %d routes, beside %d of each", scaleLarge.pods, scaleLarge.peers, scaleLarge.routes, scaleSmall.pods)
+	cmd := benchmarkCommand("scale", short, func(ctx context.Context, progress io.Writer) (*Report, error) {
+		cfg.Progress = progress
+		return Scale(ctx, cfg)
+	})
+	cmd.Flags().IntVar(&cfg.Repeat, "repeat", floorPairs, "rounds, in each of which both nodes run once")
 	return cmd
 }
 

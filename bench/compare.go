@@ -22,6 +22,7 @@ var rowGroups = []rowGroup{
 	{[]string{"tcp.samenode"}, (*session).compareTCP},
 	{[]string{"pps.samenode.flows"}, (*session).compareFlows},
 	{[]string{"latency.samenode"}, (*session).compareLatency},
+	{[]string{"scale"}, (*session).scale},
 	{[]string{"pps.crossnode.burst"}, crossBurst("", true)},
 	{[]string{"tcp.crossnode", "cpu.crossnode"}, crossTCP("", true)},
 	{[]string{"tcp.crossnode.plain"}, crossPlain("", true)},
