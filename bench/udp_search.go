@@ -100,9 +100,11 @@ func (s *search) attempt(rate float64, d time.Duration) (*trial, error) {
 	}
 }
 
-// verify tries what narrow has found for twice the time, and a step below as long as something is lost.
+// verify tries what narrow has found for twice the time, and lower rates as long as something is lost; its steps double,
+// so that a machine that got busy meanwhile costs precision rather than the search.
 func (s *search) verify() (*trial, error) {
-	for rate := s.low; rate > 0 && s.trials < 2*searchTrials; rate *= 1 - s.precision {
+	step := s.precision
+	for rate := s.low; rate > 0 && s.trials < 2*searchTrials; rate, step = rate*(1-step), min(2*step, 0.5) {
 		t, err := s.attempt(rate, 2*searchTrial)
 		if err != nil {
 			return nil, err
