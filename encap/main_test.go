@@ -77,7 +77,7 @@ func newUnderlay(t *testing.T, family string) (a, b *node) {
 			// A burst to a neighbour that the kernel has yet to find would overflow its queue.
 			must(t, netlink.NeighAdd(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: n.far.addr.AsSlice(),
 				HardwareAddr: n.far.mac, State: netlink.NUD_PERMANENT}))
-			completeChecksums(t, "under")
+			transmitChecksums(t, "under", false)
 		})
 	}
 	for _, n := range []*node{a, b} {
@@ -101,13 +101,16 @@ func (n *node) waitUp(t *testing.T) {
 	t.Fatalf("the underlay of %v isn't up after 5 s", n.addr)
 }
 
-// completeChecksums switches transmit checksum offload off, and with it segmentation offload.
-func completeChecksums(t *testing.T, device string) {
+// transmitChecksums switches a device's transmit checksum offload, and with it segmentation offload.
+func transmitChecksums(t *testing.T, device string, on bool) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	must(t, err)
 	defer unix.Close(fd)
 	value := struct{ cmd, data uint32 }{cmd: 0x17} // ETHTOOL_STXCSUM of linux/ethtool.h
+	if on {
+		value.data = 1
+	}
 	ifreq := struct {
 		name [unix.IFNAMSIZ]byte
 		data unsafe.Pointer
@@ -115,7 +118,7 @@ func completeChecksums(t *testing.T, device string) {
 	}{data: unsafe.Pointer(&value)}
 	copy(ifreq.name[:], device)
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq))); errno != 0 {
-		t.Fatalf("ethtool -K %s tx off: %v", device, errno)
+		t.Fatalf("ethtool -K %s tx %t: %v", device, on, errno)
 	}
 }
 
@@ -127,7 +130,7 @@ func (n *node) open(t testing.TB, workers int) {
 
 func openTunnel(t testing.TB, local netip.Addr, workers int, peers *VTEPTable) *Tunnel {
 	t.Helper()
-	tunnel, err := Open(Config{Name: "vxlan0", Local: local, Workers: workers, Peers: peers})
+	tunnel, err := Open(Config{Name: "vxlan0", Local: local, Workers: workers, Peers: peers, Plain: true})
 	must(t, err)
 	t.Cleanup(func() { must(t, tunnel.Close()) })
 	return tunnel

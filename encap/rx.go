@@ -31,17 +31,19 @@ const (
 // room for waits in its slot for the next Recv, which the worker calls although the socket may be empty: Recv said
 // that there is more.
 type rxQueue struct {
-	fd      int
-	peers   *VTEPTable
-	slots   [rxSlots][]byte
-	iovs    [rxSlots]unix.Iovec // of slots
-	from    [rxSlots]sockaddr
-	control [rxSlots]receiveControl
-	msgs    [rxSlots]mmsg.Message // of iovs, from and control
-	next    int                   // the slots from next to got-1 hold messages
-	got     int
-	rest    message // of slot next
-	joiner  frame.Joiner
+	fd       int
+	peers    *VTEPTable
+	slots    [rxSlots][]byte
+	iovs     [rxSlots]unix.Iovec // of slots
+	from     [rxSlots]sockaddr
+	control  [rxSlots]receiveControl
+	msgs     [rxSlots]mmsg.Message // of iovs, from and control
+	next     int                   // the slots from next to got-1 hold messages
+	got      int
+	rest     message // of slot next
+	joiner   frame.Joiner
+	partials partials
+	hellos   chan<- heard // nil in a plain Tunnel
 }
 
 // message is what is left of a received message.
@@ -116,7 +118,7 @@ func (q *rxQueue) open() {
 	switch {
 	case m.size == 0:
 		m.size = slotLen
-	case holdsTrain(m.bytes, m.size):
+	case wire.VXLAN(m.bytes).IsValid() && holdsTrain(m.bytes, m.size):
 		m.size, m.train = slotLen, m.size
 	}
 	m.peer = q.peers.load().bySource[m.from]
@@ -144,13 +146,11 @@ func holdsTrain(b []byte, size int) bool {
 // deliver turns received datagrams into frames. It returns false when b or p is full before the last.
 func (q *rxQueue) deliver(b *frame.Burst, p *frame.Pool, st *port.Stats) bool {
 	for q.next < q.got {
-		datagram := wire.VXLAN(q.rest.bytes[:min(q.rest.size, len(q.rest.bytes))])
-		if reason := q.rest.judge(datagram); reason != drop.None {
-			st.RxDropped(reason, datagram, q.rest.from)
-		} else if !q.append(b, p, datagram) {
+		n := q.take(b, p, st)
+		if n < 0 {
 			return false
 		}
-		if q.rest.bytes = q.rest.bytes[len(datagram):]; len(q.rest.bytes) > 0 {
+		if q.rest.bytes = q.rest.bytes[n:]; len(q.rest.bytes) > 0 {
 			continue
 		}
 		if q.next++; q.next < q.got {
@@ -158,6 +158,34 @@ func (q *rxQueue) deliver(b *frame.Burst, p *frame.Pool, st *port.Stats) bool {
 		}
 	}
 	return true
+}
+
+// take handles the next datagram, or several, and returns their length; it is negative when b or p is full.
+func (q *rxQueue) take(b *frame.Burst, p *frame.Pool, st *port.Stats) int {
+	datagram := wire.VXLAN(q.rest.bytes[:min(q.rest.size, len(q.rest.bytes))])
+	if q.rest.peer != nil && !datagram.IsValid() {
+		if h := sliceHeaderOf(datagram); h != 0 {
+			return q.slices(b, p, st, h)
+		}
+		if isHello(datagram) {
+			q.hear(parseHello(datagram))
+			return len(datagram)
+		}
+	}
+	if reason := q.rest.judge(datagram); reason != drop.None {
+		st.RxDropped(reason, datagram, q.rest.from)
+	} else if !q.append(b, p, datagram) {
+		return -1
+	}
+	return len(datagram)
+}
+
+// hear hands a hello to the negotiator, if there is one and it isn't busy. It is no frame, and not counted.
+func (q *rxQueue) hear(h hello) {
+	select {
+	case q.hellos <- heard{q.rest.peer, h}:
+	default:
+	}
 }
 
 // judge says why a datagram is dropped, and gives its packet the ECN field that it has from here on. Whether this node

@@ -1,7 +1,8 @@
 // Package encap carries frames to other nodes. A Tunnel is a port.Port that wraps frames in VXLAN over UDP
 // (RFC 7348) and unwraps what arrives, interoperable with the kernel's vxlan device and Open vSwitch; a
 // VTEPTable says which nodes are at the far end. Which peer a frame goes to or came from, and in which VNI,
-// travels beside it in frame.Meta.
+// travels beside it in frame.Meta. Peers that agree to it exchange super-frames whole, in slices; README.md in this folder
+// is the format's definition.
 package encap
 
 import (
@@ -29,6 +30,7 @@ type Config struct {
 	Workers int        // receive queues; the slow worker, number Workers, sends too
 	Peers   *VTEPTable // shared with whoever keeps it up to date
 	Singly  bool       // every datagram is sent and received on its own, without UDP_SEGMENT and UDP_GRO
+	Plain   bool       // VXLAN only: no peer is asked for, or offered, a faster wire
 }
 
 // Tunnel is a Port that reaches all peers of the underlay address's family.
@@ -48,9 +50,10 @@ type Tunnel struct {
 
 	refusal    lastRefusal
 	unsegments atomic.Uint32 // errno by which the kernel said that it can't cut messages; 0 while it can
+	control    *control      // nil in a plain Tunnel
 
 	mu  sync.Mutex // Close against KernelDrops, which observers call
-	fds []int      // the receive sockets, as many as rx, then the source sockets; guarded by mu
+	fds []int      // the receive sockets, as many as rx, then the source sockets and control's; guarded by mu
 }
 
 var (
@@ -95,7 +98,44 @@ func (t *Tunnel) open() error {
 	for worker := range t.cfg.Workers + 1 {
 		t.tx = append(t.tx, newTxQueue(t, [lanes]int(sources[worker*lanes:])))
 	}
+	if t.cfg.Plain {
+		return nil
+	}
+	return t.negotiate()
+}
+
+// negotiate begins to ask peers for a faster wire, and to answer theirs.
+func (t *Tunnel) negotiate() error {
+	fds, err := openSources(t.cfg.Local, 1)
+	t.fds = append(t.fds, fds...)
+	if err != nil {
+		return err
+	}
+	probe, err := openUDP(netip.AddrPortFrom(t.cfg.Local, 0))
+	if err != nil {
+		return err
+	}
+	t.fds = append(t.fds, probe)
+	t.control = newControl(t, fds[0], probe)
+	for _, q := range t.rx {
+		q.(*rxQueue).hellos = t.control.hellos
+	}
+	go t.control.run()
 	return nil
+}
+
+// wire returns the size of the datagrams in which a peer takes slices, or 0 if it doesn't. worth says that there is
+// something for which they would pay.
+func (t *Tunnel) wire(p *Peer, worth bool) int {
+	if worth && t.control != nil && !p.link.wanted.Load() {
+		p.link.wanted.Store(true)
+		select {
+		case t.control.wants <- p:
+		default:
+			p.link.wanted.Store(false)
+		}
+	}
+	return int(p.link.size.Load())
 }
 
 func (t *Tunnel) local() netip.AddrPort { return netip.AddrPortFrom(t.cfg.Local, t.cfg.Port) }
@@ -141,6 +181,9 @@ func (t *Tunnel) KernelDrops() (uint64, error) {
 
 // Close implements port.Port.
 func (t *Tunnel) Close() error {
+	if t.control != nil {
+		t.control.stop()
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var errs []error

@@ -48,6 +48,7 @@ type txQueue struct {
 	lanes   [lanes]uint64                // bit i: frames[i] goes out there
 	reasons [frame.BurstSize]drop.Reason // why frames[i] wasn't sent, wholly
 	segs    frame.Segmenter
+	message uint16 // of the last frame that went in slices
 
 	// The datagrams of the next sendmmsg, all in one lane, and the messages that they make up.
 	fd      int
@@ -115,6 +116,10 @@ func (q *txQueue) gather(i int) {
 	case peer == nil:
 		q.reasons[i] = drop.UnknownPeer
 	case f.IsSuper():
+		if size := q.t.wire(peer, true); takesSlices(f.Len(), size) {
+			q.gatherSlices(i, f, peer, sliceFlags, size)
+			return
+		}
 		q.gatherSegments(i, f, peer)
 	case f.NeedsCsum:
 		q.gatherCompleted(i, f, peer)
@@ -283,6 +288,10 @@ func (q *txQueue) oneByOne(i int) bool {
 func (q *txQueue) note(t train, errno unix.Errno) {
 	reason := reasonOf(errno)
 	q.reasons[q.owner[t.first]] = reason
+	if peer := q.peers.byIndex[t.peer]; reason == drop.TooBig && peer != nil && q.hdrs[t.first][0] == sliceFlags {
+		peer.link.size.Store(0)
+		peer.link.tooBig.Store(true)
+	}
 	if reason != drop.TxFull {
 		q.t.refusal.note(t.peer, q.datagramLen(t.first), errno)
 	}

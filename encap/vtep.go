@@ -22,6 +22,8 @@ type Peer struct {
 	Underlay netip.Addr
 	// MAC is the peer's router MAC.
 	MAC wire.MAC
+
+	link *link // the wire to it, which stays as long as the index
 }
 
 // VTEPTable holds the peers. Workers look them up without a lock while Set replaces them all at once. The
@@ -66,10 +68,10 @@ func (t *VTEPTable) Set(peers []Peer) error {
 			return err
 		}
 		if was := old.byName[p.Name]; was != nil && was.Underlay == p.Underlay {
-			p.Index = was.Index
+			p.Index, p.link = was.Index, was.link
 		} else {
 			last++
-			p.Index = last
+			p.Index, p.link = last, &link{}
 		}
 		next.byIndex[p.Index], next.byName[p.Name], next.bySource[p.Underlay] = &p, &p, &p
 	}

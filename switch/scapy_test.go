@@ -221,6 +221,11 @@ var beyondFrames = map[drop.Reason]func(*testing.T) map[string]uint64{
 		u.send("127.0.0.2", 3, vxlan(udp(t, peerMAC, routerMAC, remote4, b4, 64, "x"))) // CE outside, Not-ECT inside
 		return u.drops()
 	},
+	drop.SliceLost: func(t *testing.T) map[string]uint64 {
+		u := newUnderlay(t)
+		u.send("127.0.0.2", 0, []byte{0x51, 0, 1, 1, 0, 0, testVNI, 1, 'x'}) // the second of two
+		return u.drops()
+	},
 	drop.BUMLimit: func(t *testing.T) map[string]uint64 {
 		r := newEdgeRig(t)
 		storm := make([]porttest.Frame, frame.BurstSize)

@@ -56,7 +56,7 @@ func (w *worker) sendTo(ps *portState, b *frame.Burst) {
 			return
 		}
 	}
-	if ps.role != RoleTunnel && caps == port.CapsAll {
+	if caps == port.CapsAll && wantsJoined(ps, tx, b) {
 		if saved := w.segs.joins.Start(b); saved > 0 {
 			w.segs.sendJoined(w, tx, saved)
 			return
@@ -64,6 +64,14 @@ func (w *worker) sendTo(ps *portState, b *frame.Burst) {
 	}
 	tx.Send(b)
 	tx.Flush()
+}
+
+// wantsJoined says whether a port that takes everything takes a burst for less when what belongs together is joined.
+func wantsJoined(ps *portState, tx port.TxQueue, b *frame.Burst) bool {
+	if j, chooses := tx.(port.JoinedTx); chooses {
+		return j.Joins(b)
+	}
+	return ps.role != RoleTunnel
 }
 
 // segmenter does in software what a port doesn't take: it cuts super-frames and completes checksums. For one

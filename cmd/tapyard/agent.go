@@ -46,6 +46,7 @@ peers file:
   ageing: 300         # seconds after which a silent MAC is forgotten; 0: never
   bumLimit: 1000      # broadcast, unknown-destination and multicast frames a second and port; 0: no limit
   flows: false        # track conversations, which 'tapyard show flows' lists; costs some 15 ns a frame
+  wire: auto          # super-frames cross whole to peers that take them (encap/README.md); plain: VXLAN only
   networks:           # further L2 segments, which "network": "blue" in a conflist selects
   - name: blue
     vni: 200
@@ -243,7 +244,7 @@ func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 		return links, err
 	}
 	tunnel, err := encap.Open(encap.Config{Name: "vxlan", Local: a.cfg.Underlay[0], Port: a.cfg.Port,
-		Workers: a.cfg.workers(), Peers: links.VTEPs, Singly: a.without.singly})
+		Workers: a.cfg.workers(), Peers: links.VTEPs, Singly: a.without.singly, Plain: a.cfg.Wire == wirePlain})
 	if err != nil {
 		return links, err
 	}

@@ -42,6 +42,7 @@ type config struct {
 	StateDir   string         `yaml:"stateDir" json:"stateDir"`
 	VNI        uint32         `yaml:"vni" json:"vni"`
 	Port       uint16         `yaml:"port" json:"port"`
+	Wire       string         `yaml:"wire" json:"wire"`
 	MTU        int            `yaml:"mtu" json:"mtu"`
 	Workers    int            `yaml:"workers" json:"workers"`
 
@@ -58,6 +59,12 @@ type config struct {
 
 	LogLevel slog.Level `yaml:"logLevel" json:"logLevel"`
 }
+
+// What a node offers its peers beside VXLAN.
+const (
+	wireAuto  = "auto"
+	wirePlain = "plain"
+)
 
 // networkConfig is a further network of the node: an L2 segment with a VNI of its own, which the key
 // "network" of a conflist selects. It is a key of the file only.
@@ -79,7 +86,7 @@ const (
 func defaults() config {
 	name, _ := os.Hostname() // an empty name is refused below
 	return config{
-		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort,
+		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort, Wire: wireAuto,
 		PortType: attach.TAP, SourceGuard: true, Masquerade: true,
 		Ageing: int(vswitch.DefaultAgeing.Seconds()), BUMLimit: vswitch.DefaultBUM,
 		PeersFile: "/etc/tapyard/peers.yaml", RunDir: "/run/tapyard", StateDir: "/var/lib/tapyard",
@@ -145,6 +152,7 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.StringVar(&c.StateDir, "state-dir", c.StateDir, "directory of the attachments' database")
 	f.Uint32Var(&c.VNI, "vni", c.VNI, "VXLAN network identifier of the pods")
 	f.Uint16Var(&c.Port, "port", c.Port, "UDP port of the tunnels")
+	f.StringVar(&c.Wire, "wire", c.Wire, "auto: whole super-frames to peers that take them, VXLAN to the others; plain: VXLAN only")
 	f.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods; 0: the underlay's less the encapsulation")
 	f.IntVar(&c.Workers, "workers", c.Workers, "threads that move frames; 0: one per core, at most 4")
 	f.Var(&list[string]{v: &c.OffloadsOff, parse: parseOffload}, "offloads-off", "an offload to do without: "+strings.Join(offloadNames(), ", ")+" (repeatable)")
@@ -205,6 +213,9 @@ func (c *config) check() error {
 	}
 	if c.Port == 0 {
 		bad("port 0: 1 to 65535; VXLAN's is %d", encap.DefaultPort)
+	}
+	if c.Wire != wireAuto && c.Wire != wirePlain {
+		bad("wire %q: %s or %s", c.Wire, wireAuto, wirePlain)
 	}
 	if c.VNI >= 1<<24 {
 		bad("vni %d: at most %d (24 bits)", c.VNI, 1<<24-1)

@@ -12,7 +12,7 @@ import (
 )
 
 func TestBadConfigurationStopsTheStart(t *testing.T) {
-	routed := config{Name: "n1", PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, RunDir: "/run/tapyard",
+	routed := config{Name: "n1", PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard",
 		PodSubnets: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}, Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
 	if err := routed.check(); err != nil {
 		t.Fatal(err)
@@ -26,6 +26,7 @@ func TestBadConfigurationStopsTheStart(t *testing.T) {
 		"mtu 65535":                    func(c *config) { c.MTU = 65535 }, // the kernel refuses more than 65521
 		`mode "bridge"`:                func(c *config) { c.Mode = "bridge" },
 		"gives out no addresses":       func(c *config) { c.Mode = modeL2 },
+		`wire "fast"`:                  func(c *config) { c.Wire = "fast" },
 		"podSubnets is empty":          func(c *config) { c.PodSubnets = nil },
 		"underlay is empty":            func(c *config) { c.Underlay = nil },
 		"write 10.244.1.0/24":          func(c *config) { c.PodSubnets[0] = netip.MustParsePrefix("10.244.1.9/24") },
@@ -69,7 +70,7 @@ func TestBadNetworksStopTheStart(t *testing.T) {
 		`subnet 10.9.0.0/16 overlaps 10.9.0.0/24 of network "blue"`:                                  {good, {Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("10.9.0.0/16")}},
 		`ranges: 192.168.1.0/24 holds this node's own address 192.168.1.11, which pods must not get`: {{Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("192.168.1.0/24")}},
 	} {
-		c := config{Name: "n1", PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, RunDir: "/run/tapyard", Networks: networks,
+		c := config{Name: "n1", PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard", Networks: networks,
 			PodSubnets: prefixes("10.244.1.0/24"), Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
 		if err := c.check(); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("error %v, want one with %q", err, want)
@@ -93,7 +94,7 @@ func TestHelpIsRight(t *testing.T) {
 	if err := c.check(); err != nil {
 		t.Error(err)
 	}
-	if c.PortType != before.PortType || c.SourceGuard != before.SourceGuard || c.Masquerade != before.Masquerade || c.Ageing != before.Ageing || c.BUMLimit != before.BUMLimit || c.Flows != before.Flows {
+	if c.PortType != before.PortType || c.Wire != before.Wire || c.SourceGuard != before.SourceGuard || c.Masquerade != before.Masquerade || c.Ageing != before.Ageing || c.BUMLimit != before.BUMLimit || c.Flows != before.Flows {
 		t.Errorf("the values said to be the defaults: %+v, and those that are: %+v", c, before)
 	}
 	state, err := static.Parse([]byte(strings.ReplaceAll("\n"+peers, "\n  ", "\n")))
@@ -104,7 +105,7 @@ func TestHelpIsRight(t *testing.T) {
 	if err := state.Validate(&n); err != nil {
 		t.Error(err)
 	}
-	for _, key := range []string{"portType", "sourceGuard", "masquerade", "ageing", "bumLimit", "flows", "networks", "uplink"} {
+	for _, key := range []string{"portType", "sourceGuard", "masquerade", "ageing", "bumLimit", "flows", "networks", "uplink", "wire"} {
 		if !strings.Contains(cmd.Long, key+":") {
 			t.Errorf("--help doesn't show %s", key)
 		}

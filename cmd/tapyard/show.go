@@ -51,7 +51,9 @@ var views = []view{
 			return []any{r.VNI, r.Prefix, r.Kind, or(r.Via), or(r.MTU), or(r.Port), or(r.Peer)}
 		})},
 	{name: "peers", short: "The other nodes",
-		table: tableOf("PEER\tUNDERLAY\tPOD SUBNETS\tROUTER MAC", func(p observe.Peer) []any { return []any{p.Name, join(p.Underlay), join(p.PodSubnets), p.MAC} })},
+		table: tableOf("PEER\tUNDERLAY\tPOD SUBNETS\tROUTER MAC\tWIRE", func(p observe.Peer) []any {
+			return []any{p.Name, join(p.Underlay), join(p.PodSubnets), p.MAC, or(p.Wire)}
+		})},
 	{name: "drops", short: "What was dropped, where and why",
 		table: blocksOf("PORT\tREASON\tFRAMES\tWIRE\tLAST EXAMPLE",
 			func(d observe.Drop) []any {

@@ -16,6 +16,7 @@ const (
 	UnknownPeer
 	UnknownVNI
 	ECNNotCapable
+	SliceLost
 
 	// Parsing: a header lies about itself.
 	ShortEthernet
@@ -82,6 +83,7 @@ var table = [Count]struct{ name, explain string }{
 	UnknownPeer:       {"unknown_peer", "a tunnel datagram came from an address that is no peer, or a frame was for one that left; see 'tapyard show peers'"},
 	UnknownVNI:        {"unknown_vni", "a tunnel datagram carries a VNI that this node doesn't have"},
 	ECNNotCapable:     {"ecn_not_capable", "the underlay marked congestion on a packet whose ends don't understand it (RFC 6040 4.2)"},
+	SliceLost:         {"slice_lost", "a slice whose message can't be put together: others of it were lost or overtaken on the underlay; the peer goes back to plain VXLAN (see 'tapyard show peers')"},
 	ShortEthernet:     {"short_ethernet", "shorter than an Ethernet header"},
 	MulticastSource:   {"multicast_source", "the source MAC is a group address, which no station owns (IEEE 802.3 3.2.3)"},
 	VLANTagged:        {"vlan_tagged", "the frame carries a VLAN tag; tagged frames are not forwarded"},

@@ -82,6 +82,7 @@ type Peer struct {
 	Underlay   []netip.Addr   `json:"underlay"`
 	PodSubnets []netip.Prefix `json:"podSubnets"`
 	MAC        wire.MAC       `json:"mac"`
+	Wire       string         `json:"wire"` // how super-frames cross to it; empty if no tunnel reaches it
 }
 
 // Drop is an entry of /v1/drops: what one port dropped for one reason.
@@ -275,10 +276,17 @@ func (s *Source) Peers() []Peer {
 	self, peers := s.Node().Name, []Peer{}
 	for _, p := range s.State().Peers {
 		if p.Name != self {
-			peers = append(peers, Peer{p.Name, p.Underlay, p.PodSubnets, p.RouterMAC()})
+			peers = append(peers, Peer{p.Name, p.Underlay, p.PodSubnets, p.RouterMAC(), s.wireTo(p.Name)})
 		}
 	}
 	return peers
+}
+
+func (s *Source) wireTo(peer string) string {
+	if p := s.VTEPs.LookupName(peer); p != nil {
+		return p.Wire()
+	}
+	return ""
 }
 
 // Drops returns what was dropped and why, the most frequent first. Drops of the ports that are gone stay

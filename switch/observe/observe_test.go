@@ -147,7 +147,7 @@ func TestViewsHaveTheirKeys(t *testing.T) {
 		"fdb":       "vni mac port static",
 		"neighbors": "vni address mac port",
 		"routes":    "vni prefix kind via mtu port peer",
-		"peers":     "name underlay podSubnets mac",
+		"peers":     "name underlay podSubnets mac wire",
 		"drops":     "port reason frames wire_frames explain example example_at example_bytes example_head",
 		"offloads":  "port Checksum TSO4 TSO6 ECN USO",
 		"workers":   "id thread queues taken rx rx_share cpu_seconds busy",
@@ -275,8 +275,8 @@ func TestViewsShowWhatIsThere(t *testing.T) {
 	if n := get[[]Neighbor](r, "neighbors"); len(n) != 2 || n[0].MAC != podMAC || n[0].Port != "default/web-0" {
 		t.Errorf("neighbors %+v", n)
 	}
-	if p := get[[]Peer](r, "peers"); len(p) != 1 || p[0].Name != "n2" || p[0].MAC != peerMAC {
-		t.Errorf("peers %+v, want n2 without this node", p)
+	if p := get[[]Peer](r, "peers"); len(p) != 1 || p[0].Name != "n2" || p[0].MAC != peerMAC || p[0].Wire != "vxlan" {
+		t.Errorf("peers %+v, want n2 by VXLAN, without this node", p)
 	}
 	for _, o := range get[[]Offload](r, "offloads") {
 		if all := o.Checksum && o.TSO4 && o.TSO6 && o.ECN && o.USO; all != (o.Port == "default/web-0") || o.TSO4 != (o.Port != "tapyard0") {

@@ -120,6 +120,13 @@ type TxQueue interface {
 	Flush()
 }
 
+// JoinedTx is a TxQueue that takes every offload, but doesn't always gain by super-frames.
+type JoinedTx interface {
+	TxQueue
+	// Joins says whether the frames of b should be joined to super-frames, where they can be, before it is sent.
+	Joins(b *frame.Burst) bool
+}
+
 // Dropper reports what the kernel dropped before the port could receive it (a TAP's own ring), in frames.
 // It stands beside the ledger, not in it. Ports without such a count don't implement it.
 type Dropper interface{ KernelDrops() (uint64, error) }

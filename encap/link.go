@@ -1,0 +1,83 @@
+package encap
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+// link is the wire to one peer. It outlives the Peer, which is replaced when the table is.
+type link struct {
+	// Written by the negotiator and cleared by workers: the bytes of a full datagram with a slice; 0 is plain VXLAN.
+	size atomic.Uint32
+
+	// Written by workers.
+	wanted      atomic.Bool   // another wire would have paid since the negotiator last looked
+	tooBig      atomic.Bool   // the kernel refused a datagram for its size
+	whole, lost atomic.Uint32 // messages received in slices, and those of which slices are missing
+	tested      atomic.Uint64 // test << 32 | what of it passed
+
+	said atomic.Pointer[string] // what Peer.Wire says; nil is plain, never asked
+
+	talk // the negotiator's own
+}
+
+// talk is what the negotiator knows about a peer. Times are since the negotiator began; those that are 0 never were.
+type talk struct {
+	session    uint64        // the peer's; 0: not known
+	heardAt    time.Duration // a hello of that session that proved itself
+	wantedAt   time.Duration // traffic for which another wire would pay
+	askAt      time.Duration // when to ask next
+	unanswered int           // hellos in a row
+
+	answersAt          time.Duration // when the second began in which were
+	answers, strangers int           // asked for by who proved to be the peer, and by who didn't
+
+	test     uint32 // the last one
+	testedAt time.Duration
+	testSize int // bytes of its datagrams; that which is used when it has passed
+	failures int // tests in a row
+	passed   bool
+
+	plainUntil time.Duration // after losses
+	penalty    time.Duration // how long that was; doubles
+	beganAt    time.Duration // when slices were last begun with
+
+	toldWhole, toldLost uint32 // as the peer last told of link.whole and lost at its end
+}
+
+// Wire says for operators how super-frames cross to the peer, and why if that is plain VXLAN. It may be called from any
+// goroutine.
+func (p *Peer) Wire() string {
+	if p.link != nil {
+		if s := p.link.said.Load(); s != nil {
+			return *s
+		}
+	}
+	return "vxlan"
+}
+
+func (l *link) say(format string, args ...any) {
+	s := fmt.Sprintf(format, args...)
+	l.said.Store(&s)
+}
+
+// plain goes back to plain VXLAN, for a reason that operators see.
+func (l *link) plain(format string, args ...any) {
+	l.size.Store(0)
+	l.say("vxlan: "+format, args...)
+}
+
+// slice begins with slices.
+func (l *link) slice(now time.Duration) {
+	l.beganAt, l.failures = now, 0
+	l.size.Store(uint32(l.testSize))
+	l.say("slices of %d bytes", l.testSize)
+}
+
+// punish goes back to plain VXLAN for a while, which is twice as long each time, and has the way tested again then.
+func (l *link) punish(now time.Duration, format string, args ...any) {
+	l.penalty = min(max(2*l.penalty, minPenalty), maxPenalty)
+	l.passed, l.plainUntil, l.askAt = false, now+l.penalty, now+l.penalty
+	l.plain("%s; the next try comes %v later", fmt.Sprintf(format, args...), l.penalty)
+}
