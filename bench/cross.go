@@ -14,10 +14,10 @@ type agents struct {
 	each [2]agentNode
 }
 
-// The wires that two agents may speak, as keys of tapyard.yaml. Plain VXLAN is the only one so far, so both are alike.
+// The wires that two agents may speak, as keys of tapyard.yaml.
 var (
 	bestWire  = map[string]any{}
-	plainWire = map[string]any{}
+	plainWire = map[string]any{"wire": "plain"}
 )
 
 // startAgents is the starter of a pair of nodes whose underlay has offloads or not.
