@@ -1,6 +1,8 @@
 package selftest
 
 import (
+	"fmt"
+	"os"
 	"runtime"
 	"testing"
 
@@ -25,6 +27,26 @@ func TestRun(t *testing.T) {
 	}
 	if got := Failed(results); got != 0 {
 		t.Errorf("failed %b", got)
+	}
+}
+
+// The process stays in its network namespace, whatever thread the caller is on.
+func TestRunLeavesTheProcessWhereItWas(t *testing.T) {
+	where := func() string {
+		s, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", os.Getpid())) // of the first thread
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	before := where()
+	for range 20 {
+		if _, err := Run(); err != nil {
+			t.Fatal(err)
+		}
+		if after := where(); after != before {
+			t.Fatalf("the process was in %s and is in %s", before, after)
+		}
 	}
 }
 
