@@ -38,16 +38,18 @@ func (t *Table) DropOwner(id uint16) (removed int) {
 	return removed
 }
 
-// each removes those of a bucket's live entries that remove holds for, unless they change meanwhile, and returns
-// their number.
+// each removes those of a bucket's live entries that remove holds for and returns their number. It asks again about
+// one that changes meanwhile: the other side's frames go on when an owner is gone.
 func (t *Table) each(bucket uint64, remove func(slot, state uint64) bool) (removed int) {
 	if t.tags[bucket].Load() == 0 {
 		return 0
 	}
 	for slot := bucket * ways; slot < (bucket+1)*ways; slot++ {
-		s := t.entries[slot].state.Load()
-		if s&phaseMask == live && remove(slot, s) && t.removeExact(slot, s) {
-			removed++
+		for s := t.entries[slot].state.Load(); s&phaseMask == live && remove(slot, s); s = t.entries[slot].state.Load() {
+			if t.removeExact(slot, s) {
+				removed++
+				break
+			}
 		}
 	}
 	return removed

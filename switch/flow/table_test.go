@@ -2,6 +2,7 @@ package flow
 
 import (
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -52,6 +53,36 @@ func TestSharesEndWithTheirOwner(t *testing.T) {
 	track(table, 100, pod, numbered(50).heard(t, false, 0))
 	if s := table.Stats(); s.Live != 31 || s.Dropped != 10 {
 		t.Errorf("%+v, want 31 live", s)
+	}
+}
+
+// An owner takes all its flows along, also those whose other side goes on talking.
+func TestDropOwnerWhileOthersTalk(t *testing.T) {
+	const flows = 500
+	var asked, answers [flows]heard
+	for i := range flows {
+		asked[i], answers[i] = numbered(i).heard(t, false, 0), numbered(i).heard(t, true, 0)
+	}
+	for round := range 300 {
+		table := New(4*flows, 2)
+		track(table, 0, Owner{1, flows}, asked[:]...)
+		var second atomic.Int64
+		var stop atomic.Bool
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for !stop.Load() {
+				track(table, second.Add(1), Owner{0, 0}, answers[:]...) // it may begin none
+			}
+		})
+		for second.Load() < 2 {
+			runtime.Gosched()
+		}
+		table.DropOwner(1)
+		if n := table.owned[1].Load(); n != 0 {
+			t.Errorf("round %d: %d flows of an owner that is gone", round, n)
+		}
+		stop.Store(true)
+		wg.Wait()
 	}
 }
 
