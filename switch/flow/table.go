@@ -56,7 +56,7 @@ type Table struct {
 	tags    []atomic.Uint64 // by bucket
 	entries []entry         // ways of a bucket are neighbours
 	mask    uint64          // of bucket numbers
-	seeds   [4]uint64       // random, so that nobody can aim at a bucket
+	seeds   [5]uint64       // random, so that nobody can aim at a bucket
 	owned   []atomic.Int32  // live flows by owner
 	sweep   atomic.Uint64   // which part is the next one for Expire
 
@@ -90,7 +90,7 @@ func (t *Table) Track(b *Batch, now int64, owner Owner) {
 		it := &items[i]
 		h := fold(it.key[0]^t.seeds[0], it.key[1]^t.seeds[1])
 		if it.kind == live6 {
-			h ^= fold(it.key[2]^t.seeds[2], it.key[3]^t.seeds[3]) + it.key[4]
+			h = fold(h^fold(it.key[2]^t.seeds[2], it.key[3]^t.seeds[3]), it.key[4]^t.seeds[4])
 		}
 		it.hash = fold(h^t.seeds[2], t.seeds[3]|1)
 		it.seen = t.tags[it.hash&t.mask].Load()

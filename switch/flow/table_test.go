@@ -303,3 +303,28 @@ func TestRoomForManySettledFlows(t *testing.T) {
 		t.Errorf("%+v, want %d live, less one of 10,000", s, flows)
 	}
 }
+
+// So does one whose flows differ in nothing but consecutive ports, as those of one client do, whatever the seeds are.
+func TestRoomForConsecutivePorts(t *testing.T) {
+	const tables, capacity = 100, 1 << 14
+	const flows = capacity * 6 / 10
+	for family, ends := range map[string][2]string{"IPv4": {"10.244.1.3", "10.244.2.3"}, "IPv6": {"fd00:1::3", "fd00:2::3"}} {
+		from, to := netip.MustParseAddr(ends[0]), netip.MustParseAddr(ends[1])
+		h := talk{1, wire.ProtoUDP, netip.AddrPortFrom(from, 1), netip.AddrPortFrom(to, 53)}.heard(t, false, 0)
+		back := h
+		back.p.Src, back.p.Dst, back.p.SrcPort = h.p.Dst, h.p.Src, 53
+		var turnedAway uint64
+		for range tables {
+			table := New(capacity, 1)
+			for port := range uint16(flows) {
+				h.p.SrcPort, back.p.DstPort = port+10_000, port+10_000
+				track(table, 100, nobody, h, back)
+			}
+			s := table.Stats()
+			turnedAway += s.Refused + s.Evicted
+		}
+		if turnedAway > tables*flows/10_000 {
+			t.Errorf("%s: %d of %d flows found no room", family, turnedAway, tables*flows)
+		}
+	}
+}
