@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -228,10 +229,23 @@ func connectedSocket(at, peer netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// realTime gives the thread precedence over whatever makes load on the same core, or the latency would be that of
-// the core's scheduler.
+// realTime gives the process precedence over whatever makes load on the same core, or the latency would be that of the
+// core's scheduler. All its threads need the same: the one that measures may wait for the Go runtime's monitor, and
+// yields to nobody beneath it, for half a second and more until the kernel throttles it (sched_rt_runtime_us).
 func realTime() error {
-	return unix.SchedSetAttr(0, &unix.SchedAttr{
-		Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK,
-	}, 0)
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, thread := range threads { // later ones inherit it
+		tid, err := strconv.Atoi(thread.Name())
+		if err != nil {
+			return err
+		}
+		err = unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
+		if err != nil && err != unix.ESRCH { // it has just ended
+			return err
+		}
+	}
+	return nil
 }
