@@ -3,6 +3,7 @@ package vswitch
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -411,32 +412,52 @@ func wantError(t *testing.T, err error, part string) {
 }
 
 func TestHotPathAllocatesNothing(t *testing.T) {
-	for name, f := range map[string]porttest.Frame{
-		"switched":    plain(udp(t, macA, macB, a4, b4, 64, "x")),
-		"routed":      plain(udp(t, macA, routerMAC, a4, remote4, 64, "x")),
-		"routed ipv6": plain(udp(t, macA, routerMAC, a6, remote6, 64, "x")),
-		"super-frame": superUDP(t, 100),
-		"flooded":     plain(udp(t, macA, wire.Broadcast, a4, b4, 64, "x")),
-		"punted":      plain(udp(t, macA, routerMAC, a4, nowhere4, 64, "x")),
-		"dropped":     plain(make([]byte, 5)),
+	segment := tcp4(t, macA, macB, netip.AddrPortFrom(a4, 4000), netip.AddrPortFrom(b4, 80), layers.TCP{ACK: true})
+	superSegment := porttest.Frame{Bytes: append(bytes.Clone(segment.Bytes[:54]), make([]byte, 3000)...), Meta: frame.Meta{
+		NeedsCsum: true, CsumStart: 34, CsumOffset: 16, GSOType: wire.GSOTCPv4, HdrLen: 54, GSOSize: 1000}}
+	binary.BigEndian.PutUint16(superSegment.Bytes[16:], 40+3000)
+	wire.IPv4(superSegment.Bytes[14:]).UpdateChecksum()
+	for name, c := range map[string]struct {
+		at    func(*rig) *porttest.Port
+		frame porttest.Frame
+		drop  string // why all of them are dropped, or those that find the slow path busy
+	}{
+		"switched":     {podA, plain(udp(t, macA, macB, a4, b4, 64, "x")), ""},
+		"routed":       {podA, plain(udp(t, macA, routerMAC, a4, remote4, 64, "x")), ""},
+		"routed ipv6":  {podA, plain(udp(t, macA, routerMAC, a6, remote6, 64, "x")), ""},
+		"decapsulated": {tunnel, tunnelled(udp(t, peerMAC, routerMAC, remote4, a4, 64, "x")), ""},
+		"from host":    {host, plain(udp(t, hostMAC, routerMAC, local4, a4, 64, "x")), ""},
+		"TCP":          {podA, segment, ""},
+		"TCP, super":   {podA, superSegment, ""},
+		"UDP, super":   {podA, superUDP(t, 100), ""},
+		"ARP":          {podA, plain(arp(t, macA, macA, layers.ARPRequest, a4, gw4)), "punt_full"},
+		"flooded":      {podA, plain(udp(t, macA, wire.Broadcast, a4, b4, 64, "x")), ""},
+		"punted":       {podA, plain(udp(t, macA, routerMAC, a4, nowhere4, 64, "x")), "no_route"},
+		"fragmented":   {podA, plain(udp(t, macA, routerMAC, a4, remote4, 64, strings.Repeat("x", 1450))), ""},
+		"hairpin":      {podA, plain(udp(t, macB, macA, a4, b4, 64, "x")), "hairpin"},
+		"malformed":    {podA, plain(make([]byte, 5)), "short_ethernet"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, port.CapsAll)
 			r.sw.SetFlows(true)
-			in := &repeater{frame: f}
-			ps := r.sw.snapshot.Load().port(r.ids[r.podA])
-			ps.rx = []port.RxQueue{in}
-			for _, out := range []*porttest.Port{r.podB, r.tunnel} {
-				o := r.sw.snapshot.Load().port(r.ids[out])
-				o.tx[0] = &blackHole{&o.stats[0]}
+			id := r.ids[c.at(r)]
+			r.sw.snapshot.Load().port(id).rx = []port.RxQueue{&repeater{frame: c.frame}}
+			for p, id := range r.ids {
+				if p != c.at(r) {
+					o := r.sw.snapshot.Load().port(id)
+					o.tx[0] = &blackHole{&o.stats[0]}
+				}
 			}
 			w := r.sw.workers[0]
 			w.reader.Online()
-			w.pass(eventOf(r.ids[r.podA])) // the first frame may grow the transmit tables
-			if n := testing.AllocsPerRun(100, func() { w.pass(eventOf(r.ids[r.podA])) }); n != 0 {
+			w.pass(eventOf(id)) // the first frame may grow the transmit tables
+			if n := testing.AllocsPerRun(100, func() { w.pass(eventOf(id)) }); n != 0 {
 				t.Errorf("%v allocations per burst", n)
 			}
 			r.sw.slow.drain()
+			if drops := r.dropsOf(id); (drops[c.drop] > 0) != (c.drop != "") || c.drop == "" && len(drops) > 0 {
+				t.Errorf("dropped %v, want %q", drops, c.drop)
+			}
 		})
 	}
 }
@@ -475,15 +496,18 @@ func BenchmarkLadder(b *testing.B) {
 	for _, c := range []struct {
 		name  string
 		frame porttest.Frame
+		flows bool
 	}{
-		{"switched", plain(udp(b, macA, macB, a4, b4, 64, strings.Repeat("x", 18)))},
-		{"routed", plain(udp(b, macA, routerMAC, a4, remote4, 64, strings.Repeat("x", 18)))},
-		{"routed6", plain(udp(b, macA, routerMAC, a6, remote6, 64, strings.Repeat("x", 18)))},
+		{"switched", plain(udp(b, macA, macB, a4, b4, 64, strings.Repeat("x", 18))), false},
+		{"routed", plain(udp(b, macA, routerMAC, a4, remote4, 64, strings.Repeat("x", 18))), false},
+		{"routed6", plain(udp(b, macA, routerMAC, a6, remote6, 64, strings.Repeat("x", 18))), false},
+		{"tracked", plain(udp(b, macA, routerMAC, a4, remote4, 64, strings.Repeat("x", 18))), true},
 	} {
 		for rung := 1; rung <= 5; rung++ {
 			stages := [...]string{"recv", "parse", "lookup", "act", "send"}
 			b.Run(fmt.Sprintf("%s/%d-%s", c.name, rung, stages[rung-1]), func(b *testing.B) {
 				r := newRig(b, port.CapsAll)
+				r.sw.SetFlows(c.flows)
 				ps := r.sw.snapshot.Load().port(r.ids[r.podA])
 				ps.rx = []port.RxQueue{&repeater{frame: c.frame}}
 				for _, out := range []*porttest.Port{r.podB, r.tunnel} {
