@@ -2,6 +2,7 @@ package encap
 
 import (
 	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,10 +16,11 @@ import (
 // control is what a Tunnel does beside the data path: its goroutine runs the negotiator. Workers reach it through bounded
 // channels, and what finds them full comes again.
 type control struct {
-	wants  chan *Peer // there is traffic for which another wire would pay
-	hellos chan heard
-	done   chan struct{} // closed by stop
-	ended  chan struct{} // closed by run
+	wants   chan *Peer // there is traffic for which another wire would pay
+	hellos  chan heard
+	done    chan struct{} // closed by stop
+	ended   chan struct{} // closed by run
+	stopped sync.Once
 
 	local netip.AddrPort
 	peers *VTEPTable
@@ -65,6 +67,7 @@ func (c *control) run() {
 		case h := <-c.hellos:
 			n.hear(h.from, h.hello, time.Since(start))
 		case <-ticker.C:
+			n.keep(c.peers.load().byIndex)
 			n.tick(time.Since(start))
 		}
 		switch busy := len(n.active) > 0; {
@@ -78,9 +81,9 @@ func (c *control) run() {
 	}
 }
 
-// stop ends run, which tells the peers.
+// stop ends run, which tells the peers. Further calls do nothing.
 func (c *control) stop() {
-	close(c.done)
+	c.stopped.Do(func() { close(c.done) })
 	<-c.ended
 }
 

@@ -6,28 +6,34 @@ import (
 	"time"
 )
 
-// The negotiator's times. A peer that has gone over to a version without slices is sent some for helloTimeout at most.
+// The negotiator's times. A peer that was killed and came back as a version without slices is sent some for helloTimeout
+// and a tick at most: less than a second, in which TCP has sent again what was lost once or twice.
 const (
-	helloEvery   = time.Second             // to a peer that answers, while there is traffic
-	helloTimeout = 3500 * time.Millisecond // three unanswered ones
-	helloMax     = 5 * time.Minute         // to one that doesn't; doubled up to there from helloEvery
-	idleAfter    = 10 * time.Second        // without traffic, a peer is left alone
+	helloEvery   = 250 * time.Millisecond // to a peer that answers, while there is traffic
+	helloTimeout = 700 * time.Millisecond // two unanswered ones
+	helloMax     = 5 * time.Minute        // to one that doesn't; doubled up to there from helloEvery
+	testEvery    = time.Second            // within which the answer to a test is to be expected, on a busy machine too
+	idleAfter    = 10 * time.Second       // without traffic, a peer is left alone
 
 	minPenalty, maxPenalty = 8 * time.Second, 10 * time.Minute
-	goodAfter              = 5 * time.Minute // slices have worked for so long that the next penalty is the least
+	// Slices have worked for so long that the next penalty is the least, and that the way is tested again: its MTU may be
+	// another one.
+	goodAfter = 5 * time.Minute
 
-	// More lost messages than one of lossRatio are too many. One lost slice costs a whole super-frame, 45 packets: at this
-	// ratio the network loses one datagram of 6,000, and plain VXLAN would lose as few packets.
+	// More lost messages than one of lossRatio, and two at least, of the last lossWindow are too many. One lost slice costs a
+	// whole super-frame, 45 packets: at this ratio the network loses one datagram of 6,000, and plain VXLAN would lose as few
+	// packets.
 	lossRatio   = 128
+	lossWindow  = 8 * lossRatio
+	maxUnseen   = 4 // messages of which not even a part was seen, without others
 	maxFailures = 3 // tests in a row
 )
 
 // negotiator finds out for each peer with traffic whether it takes super-frames in slices, and watches that it still
 // does. All of it belongs to one goroutine; it reads no clock and sends nothing by itself.
 type negotiator struct {
-	session uint64
-	active  map[uint32]*Peer // by index: those with traffic
-	out     outbox
+	active map[uint32]*Peer // by index: those with traffic
+	out    outbox
 }
 
 // outbox is how a negotiator reaches its peers.
@@ -39,7 +45,7 @@ type outbox interface {
 }
 
 func newNegotiator(out outbox) *negotiator {
-	return &negotiator{session: rand.Uint64() | 1, active: map[uint32]*Peer{}, out: out}
+	return &negotiator{active: map[uint32]*Peer{}, out: out}
 }
 
 // want notes traffic to a peer for which another wire would pay.
@@ -48,6 +54,15 @@ func (n *negotiator) want(p *Peer, now time.Duration) {
 	if n.active[p.Index] == nil {
 		n.active[p.Index] = p
 		n.pursue(p, now)
+	}
+}
+
+// keep forgets those that are no peers any more.
+func (n *negotiator) keep(peers map[uint32]*Peer) {
+	for index := range n.active {
+		if peers[index] == nil {
+			delete(n.active, index)
+		}
 	}
 }
 
@@ -69,7 +84,7 @@ func (n *negotiator) tick(now time.Duration) {
 func (n *negotiator) pursue(p *Peer, now time.Duration) {
 	l := p.link
 	if l.tooBig.Swap(false) {
-		l.passed = false
+		l.untested()
 		l.plain("the underlay's MTU has changed")
 	}
 	if l.session != 0 && !l.answering(now) && l.size.Load() != 0 {
@@ -78,10 +93,13 @@ func (n *negotiator) pursue(p *Peer, now time.Duration) {
 	if now < l.plainUntil {
 		return
 	}
-	if l.answering(now) && !l.passed && (l.testedAt == 0 || now-l.testedAt >= helloEvery) {
+	if l.passed && now-l.testedAt > goodAfter {
+		l.untested() // slices go on meanwhile
+	}
+	if l.answering(now) && !l.passed && (l.testedAt == 0 || now-l.testedAt >= testEvery) {
 		n.test(p, now)
 	}
-	if l.answering(now) && l.passed && l.size.Load() == 0 {
+	if l.answering(now) && l.passed && int(l.size.Load()) != l.testSize {
 		l.slice(now)
 	}
 	if now >= l.askAt {
@@ -127,14 +145,15 @@ func (n *negotiator) test(p *Peer, now time.Duration) {
 func (n *negotiator) send(p *Peer, echo uint64, asks bool) {
 	l := p.link
 	tested := l.tested.Load()
-	n.out.hello(p, hello{asks: asks, offers: true, session: n.session, echo: echo, whole: l.whole.Load(), lost: l.lost.Load(),
+	n.out.hello(p, hello{asks: asks, offers: true, session: l.own, echo: echo, whole: l.rxWhole.Load(), lost: l.rxLost.Load(),
 		test: uint32(tested >> 32), passed: uint32(tested)})
 }
 
 // hear takes a hello from a peer's address. Anybody may have sent it; only one that proves itself, by the session that this
-// node tells nobody but the peer, changes anything.
+// node tells nobody but that peer, changes anything.
 func (n *negotiator) hear(p *Peer, h hello, now time.Duration) {
-	l, proved := p.link, h.echo == n.session
+	l := p.link
+	proved := h.echo == l.own
 	if h.asks && l.mayAnswer(proved, now) {
 		n.send(p, h.session, false)
 	}
@@ -173,26 +192,50 @@ func (l *link) mayAnswer(proved bool, now time.Duration) bool {
 
 // judge draws from the hello of a peer what the wire to it is to be.
 func (n *negotiator) judge(l *link, h hello, now time.Duration) {
-	whole, lost := h.whole-l.toldWhole, h.lost-l.toldLost
-	l.toldWhole, l.toldLost = h.whole, h.lost
-	switch using := l.size.Load() != 0; {
+	using := l.size.Load() != 0
+	unseen := l.account(h, using, now)
+	switch {
 	case !h.offers:
-		l.session, l.passed = 0, false // not answering
+		l.session = 0 // not answering
+		l.untested()
 		l.plain("the peer takes no slices")
-	case using && lost > 1 && lost > (whole+lost)/lossRatio:
-		l.punish(now, "%d of %d super-frames lost slices", lost, whole+lost)
+	case using && l.lost > 1 && l.lost > (l.whole+l.lost)/lossRatio:
+		l.punish(now, "%d of %d super-frames lost slices", l.lost, l.whole+l.lost)
+	case using && unseen >= maxUnseen:
+		l.punish(now, "none of %d super-frames arrived", unseen)
 	case using && now-l.beganAt > goodAfter:
 		l.penalty = 0
-	case !using && h.test == l.test && h.passed == testPassed && now >= l.plainUntil:
-		l.passed = true
 	}
+	if !l.passed && l.test != 0 && h.test == l.test && h.passed == testPassed {
+		l.passed, l.failures = true, 0
+	}
+}
+
+// account adds to what was whole and lost of late what the peer tells. It returns how many messages were sent before the
+// hello before this one while the peer has seen nothing.
+func (l *link) account(h hello, using bool, now time.Duration) (unseen uint32) {
+	whole, lost, sent := h.whole-l.toldWhole, h.lost-l.toldLost, l.sent.Load()
+	l.toldWhole, l.toldLost = h.whole, h.lost
+	if l.whole+l.lost >= lossWindow {
+		l.whole, l.lost = 0, 0
+	}
+	l.whole += whole
+	l.lost += lost
+	if whole+lost > 0 || !using {
+		l.seen, l.sentThen, l.sentAt = sent, sent, now
+	}
+	if now-l.sentAt >= helloEvery { // two hellos may follow close upon each other
+		unseen = l.sentThen - l.seen
+		l.sentThen, l.sentAt = sent, now
+	}
+	return unseen
 }
 
 // leave tells those of the peers that may be sending slices that they won't be taken any more.
 func (n *negotiator) leave(peers map[uint32]*Peer, local netip.Addr, now time.Duration) {
 	for _, p := range peers {
 		if p.Underlay.Is4() == local.Is4() && p.link.answering(now) { // the link is this negotiator's
-			n.out.hello(p, hello{session: n.session, echo: p.link.session})
+			n.out.hello(p, hello{session: p.link.own, echo: p.link.session})
 		}
 	}
 }

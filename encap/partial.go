@@ -124,6 +124,6 @@ func (s *partials) close(p *partial) {
 func (p *partial) lose(h sliceHeader) {
 	if !h.sameMessage(p.lost) {
 		p.lost = h
-		p.peer.link.lost.Add(1)
+		p.peer.link.rxLost.Add(1)
 	}
 }

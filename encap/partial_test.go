@@ -69,8 +69,8 @@ func TestPartialsAreBounded(t *testing.T) {
 	}
 	// Evicted: two slices each of 4 sources, then of the 4 whose places the strays took. 4 strays.
 	requireDrops(t, &in.st, map[drop.Reason]counted{drop.SliceLost: {20, 20}})
-	if link := peers.Lookup(1).link; link.lost.Load() != 12 || link.whole.Load() != maxPartials-8 {
-		t.Errorf("%d messages lost, %d whole", link.lost.Load(), link.whole.Load())
+	if link := peers.Lookup(1).link; link.rxLost.Load() != 12 || link.rxWhole.Load() != maxPartials-8 {
+		t.Errorf("%d messages lost, %d whole", link.rxLost.Load(), link.rxWhole.Load())
 	}
 }
 
@@ -104,7 +104,7 @@ func TestSlicesLost(t *testing.T) {
 			dropped += 3 * 6
 		}
 		requireDrops(t, &in.st, map[drop.Reason]counted{drop.SliceLost: {dropped, dropped}})
-		if got := b.peers.Lookup(1).link.lost.Load(); got != uint32(3*(i+1)) {
+		if got := b.peers.Lookup(1).link.rxLost.Load(); got != uint32(3*(i+1)) {
 			t.Errorf("slices %s: %d messages counted as lost in all, want %d", index, got, 3*(i+1))
 		}
 	}
@@ -147,7 +147,7 @@ func FuzzSlices(f *testing.F) {
 		}
 		at := min(int(cut)*int(size), len(message))
 		q.partials = partials{}
-		link := &link{}
+		link := newLink()
 		peers.load().bySource[peer].link = link
 		var st port.Stats
 		var got []sent
@@ -184,8 +184,8 @@ func FuzzSlices(f *testing.F) {
 				t.Errorf("drops of %v: %+v, want %+v", r, g, drops[r])
 			}
 		}
-		if len(got) != len(want) || int(link.whole.Load()) != len(want) {
-			t.Fatalf("%d frames, %d counted, want %d", len(got), link.whole.Load(), len(want))
+		if len(got) != len(want) || int(link.rxWhole.Load()) != len(want) {
+			t.Fatalf("%d frames, %d counted, want %d", len(got), link.rxWhole.Load(), len(want))
 		}
 		for i := range got {
 			if !bytes.Equal(got[i].bytes, want[i].bytes) || got[i].meta != want[i].meta {

@@ -168,7 +168,7 @@ func (q *rxQueue) take(b *frame.Burst, p *frame.Pool, st *port.Stats) int {
 			return q.slices(b, p, st, h)
 		}
 		if isHello(datagram) {
-			q.hear(parseHello(datagram))
+			q.hear(datagram, st)
 			return len(datagram)
 		}
 	}
@@ -180,11 +180,15 @@ func (q *rxQueue) take(b *frame.Burst, p *frame.Pool, st *port.Stats) int {
 	return len(datagram)
 }
 
-// hear hands a hello to the negotiator, if there is one and it isn't busy. It is no frame, and not counted.
-func (q *rxQueue) hear(h hello) {
+// hear hands a hello to the negotiator, if there is one. It is no frame, and counted only if the negotiator's door is full.
+func (q *rxQueue) hear(datagram []byte, st *port.Stats) {
+	if q.hellos == nil {
+		return
+	}
 	select {
-	case q.hellos <- heard{q.rest.peer, h}:
+	case q.hellos <- heard{q.rest.peer, parseHello(datagram)}:
 	default:
+		st.RxDropped(drop.PuntFull, datagram, q.rest.from)
 	}
 }
 

@@ -63,7 +63,7 @@ func (q *rxQueue) commit(b *frame.Burst, p *frame.Pool, h sliceHeader, n int, of
 	f.VNI, f.Peer = h.vni(), q.rest.peer.Index
 	getOffload(offload, &f.Meta)
 	b.Append(f)
-	q.rest.peer.link.whole.Add(1)
+	q.rest.peer.link.rxWhole.Add(1)
 }
 
 // collect adds one slice to what there is of its message, and appends the frame if it is the last one. It returns the

@@ -115,7 +115,7 @@ func TestSlices(t *testing.T) {
 				}
 				requireDrops(t, &out.st, nil)
 				requireDrops(t, &in.st, nil)
-				if got := b.peers.Lookup(1).link.whole.Load(); int(got) != supers {
+				if got := b.peers.Lookup(1).link.rxWhole.Load(); int(got) != supers {
 					t.Errorf("%d messages arrived, %d super-frames were sent", got, supers)
 				}
 			})

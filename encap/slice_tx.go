@@ -25,6 +25,9 @@ func (q *txQueue) gatherSlices(i int, f *frame.Frame, peer *Peer, flags uint8, s
 		q.transmit()
 	}
 	q.message++
+	if flags == sliceFlags {
+		peer.link.sent.Add(1)
+	}
 	h := makeSliceHeader(flags, q.message, f.VNI, uint8(last))
 	n := sliceLen + offloadLen // what stands before the slice's part of the frame
 	for ; len(body) > 0 && q.reasons[i] == drop.None; h += nextSlice {

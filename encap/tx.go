@@ -3,6 +3,7 @@ package encap
 import (
 	"encoding/binary"
 	"math/bits"
+	"math/rand/v2"
 	"net/netip"
 
 	"tapyard/switch/drop"
@@ -78,7 +79,7 @@ type train struct {
 var _ port.TxQueue = (*txQueue)(nil)
 
 func newTxQueue(t *Tunnel, source [lanes]int) *txQueue {
-	q := &txQueue{t: t, source: source}
+	q := &txQueue{t: t, source: source, message: uint16(rand.Uint32())} // another one than before a restart, of which parts may lie about
 	for i := range q.msgs {
 		q.control[i] = newSendControl(t.cfg.Local)
 		q.msgs[i].Hdr.Name = &q.to[i][0]

@@ -71,7 +71,7 @@ func (t *VTEPTable) Set(peers []Peer) error {
 			p.Index, p.link = was.Index, was.link
 		} else {
 			last++
-			p.Index, p.link = last, &link{}
+			p.Index, p.link = last, newLink()
 		}
 		next.byIndex[p.Index], next.byName[p.Name], next.bySource[p.Underlay] = &p, &p, &p
 	}

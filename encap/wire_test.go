@@ -79,9 +79,9 @@ func (n *node) until(t *testing.T, peer, said string, do func()) {
 func (n *node) untilWhole(t *testing.T, count uint32) {
 	t.Helper()
 	link := n.peers.LookupName("a").link
-	for deadline := time.Now().Add(5 * time.Second); link.whole.Load() < count; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); link.rxWhole.Load() < count; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d messages arrived, %d are lost", link.whole.Load(), count, link.lost.Load())
+			t.Fatalf("%d of %d messages arrived, %d are lost", link.rxWhole.Load(), count, link.rxLost.Load())
 		}
 	}
 }
@@ -174,7 +174,7 @@ func TestWireOverSmallPath(t *testing.T) {
 		out.add(t, inner).Meta = m
 		out.send(t)
 	})
-	if n := b.peers.LookupName("a").link.whole.Load(); n != 0 {
+	if n := b.peers.LookupName("a").link.rxWhole.Load(); n != 0 {
 		t.Errorf("%d super-frames went in slices", n)
 	}
 }
@@ -298,4 +298,36 @@ func TestSlicesDoNotAllocate(t *testing.T) {
 		}
 		requireDrops(t, &in.st, map[drop.Reason]counted{})
 	}
+}
+
+// Hellos for which the negotiator has no room are counted, and those to a plain Tunnel are none of its business; a Tunnel
+// may be closed twice.
+func TestHelloFlood(t *testing.T) {
+	for _, plain := range []bool{false, true} {
+		tunnel, peers, ns := loopbackTunnel(t)
+		must(t, peers.Set([]Peer{{Name: "self", Underlay: tunnel.cfg.Local}}))
+		q := tunnel.Rx()[0].(*rxQueue)
+		want := map[drop.Reason]counted{}
+		if !plain {
+			q.hellos = make(chan heard, 2)
+			want[drop.PuntFull] = counted{8, 8}
+		}
+		in := newReceiver(tunnel)
+		ns.Do(t, func() {
+			conn := strangerTo(t, tunnel.cfg.Local, tunnel.cfg.Local)
+			b := make([]byte, helloLen)
+			(&hello{asks: true}).encode(b)
+			for range 10 {
+				_, err := conn.Write(b)
+				must(t, err)
+			}
+			_, err := conn.Write(vxlan(42, []byte("a frame")))
+			must(t, err)
+		})
+		in.receive(t, 1)
+		requireDrops(t, &in.st, want)
+	}
+	a, _ := newUnderlay(t, "IPv4")
+	a.openAuto(t, nil)
+	must(t, a.tunnel.Close())
 }
