@@ -61,6 +61,59 @@ func TestPoolAgainstModel(t *testing.T) {
 	}
 }
 
+// Windows take frames of MaxLen beside what the arena holds, none overlaps another, and all are free again when the
+// last frame is gone. Those that got no frame in between are taken with the later ones.
+func TestWindows(t *testing.T) {
+	const windows = 5
+	p := frame.NewPoolWithWindows(10, frame.Headroom+100, windows)
+	for range 3 {
+		small := commit(t, p, bytes.Repeat([]byte{0xff}, 100))
+		first, n := p.Windows(3)
+		if first != 0 || n != 3 {
+			t.Fatalf("windows from %d on, %d of them; want 3 from 0 on", first, n)
+		}
+		frames := []*frame.Frame{small}
+		fill := func(i, n int) {
+			w := p.Window(i, frame.Headroom)
+			if len(w) != frame.Headroom+frame.MaxLen {
+				t.Fatalf("a window of %d bytes", len(w))
+			}
+			for at := range w {
+				w[at] = byte(i)
+			}
+			frames = append(frames, p.CommitWindow(i, n))
+		}
+		fill(0, frame.MaxLen)
+		fill(2, 60)
+		if first, n := p.Windows(64); first != 3 || n != 2 {
+			t.Errorf("windows from %d on, %d of them; want 2 from 3 on", first, n)
+		}
+		fill(3, 1)
+		fill(4, frame.MaxLen)
+		if _, n := p.Windows(1); n != 0 {
+			t.Error("a sixth window")
+		}
+		for i, want := range []struct {
+			n    int
+			fill byte
+		}{{100, 0xff}, {frame.MaxLen, 0}, {60, 2}, {1, 3}, {frame.MaxLen, 4}} {
+			if !bytes.Equal(frames[i].Bytes(), bytes.Repeat([]byte{want.fill}, want.n)) {
+				t.Errorf("frame %d of %d bytes has changed", i, want.n)
+			}
+		}
+		if p.Reserve(0, 1) != nil {
+			t.Error("the arena has grown into the windows")
+		}
+		for _, f := range frames {
+			f.Release()
+		}
+	}
+	few := frame.NewPoolWithWindows(2, 100, windows)
+	if _, n := few.Windows(4); n != 2 {
+		t.Errorf("%d windows for 2 frames", n)
+	}
+}
+
 // A burst's frames lie one behind the other with their headroom only, and the arena starts anew when the
 // last is gone.
 func TestArenaIsContiguousAndReused(t *testing.T) {
