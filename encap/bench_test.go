@@ -49,7 +49,7 @@ func benchmarkLoopback(b *testing.B, addr netip.Addr, tos uint8) {
 		sent := threadTime(b)
 		for more := true; more; {
 			var burst frame.Burst
-			more = q.Recv(&burst, in.pool, &in.st)
+			more = q.Recv(0, &burst, in.pool, &in.st)
 			datagrams += burst.Len()
 			burst.Release()
 		}

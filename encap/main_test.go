@@ -264,7 +264,7 @@ func (r *receiver) some(t testing.TB) (all []received) {
 		for i, q := range r.tunnel.Rx() {
 			for more := true; more; {
 				var b frame.Burst
-				more = q.Recv(&b, r.pool, &r.st)
+				more = q.Recv(0, &b, r.pool, &r.st)
 				for _, f := range b.Frames() {
 					for _, b := range wireForm(t, f.Bytes(), f.Meta) {
 						all = append(all, received{b, f.VNI, f.Peer, i})

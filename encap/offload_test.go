@@ -126,7 +126,7 @@ func relay(t *testing.T, tunnel *Tunnel, tap *port.TAP, work func()) (seen arriv
 				to   port.TxQueue
 			}{{tunnel.Rx()[0], toPod}, {tap.Rx()[0], toTunnel}} {
 				var b frame.Burst
-				way.from.Recv(&b, pool, &st)
+				way.from.Recv(0, &b, pool, &st)
 				for _, f := range b.Frames() {
 					if way.to == toPod {
 						seen.repair(t, f)

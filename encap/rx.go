@@ -76,7 +76,7 @@ func (q *rxQueue) FD() int { return q.fd }
 
 // Recv implements port.RxQueue. It looks at no more messages than a burst has frames, or a flood of
 // invalid ones would hold the worker for as long as it lasts.
-func (q *rxQueue) Recv(b *frame.Burst, p *frame.Pool, st *port.Stats) (more bool) {
+func (q *rxQueue) Recv(_ int, b *frame.Burst, p *frame.Pool, st *port.Stats) (more bool) {
 	more = true
 	for budget := frame.BurstSize - b.Len(); more && budget > 0; {
 		if q.next == q.got {

@@ -102,7 +102,7 @@ func TestRecvResumes(t *testing.T) {
 		for range already {
 			b.Append(p.Commit(copy(p.Reserve(0, 8), "from TAP")))
 		}
-		more := q.Recv(&b, p, &st)
+		more := q.Recv(0, &b, p, &st)
 		if !more && next+b.Len()-already < n {
 			t.Fatalf("no more behind frame %d of %d", next+b.Len()-already, n)
 		}
@@ -132,7 +132,7 @@ func TestRecvIsBounded(t *testing.T) {
 	})
 	in := newReceiver(tunnel)
 	var b frame.Burst
-	if more := tunnel.Rx()[0].Recv(&b, in.pool, &in.st); !more || b.Len() != 0 {
+	if more := tunnel.Rx()[0].Recv(0, &b, in.pool, &in.st); !more || b.Len() != 0 {
 		t.Errorf("more %t, %d frames", more, b.Len())
 	}
 	requireDrops(t, &in.st, map[drop.Reason]counted{drop.NotVXLAN: {frame.BurstSize, frame.BurstSize}})

@@ -156,7 +156,7 @@ func receiveSent(t *testing.T, in *receiver, want [][]sent) {
 		for _, q := range in.tunnel.Rx() {
 			for more := true; more; {
 				var b frame.Burst
-				more = q.Recv(&b, in.pool, &in.st)
+				more = q.Recv(0, &b, in.pool, &in.st)
 				for _, f := range b.Frames() {
 					left -= f.Wire()
 					compareSent(t, f, want)

@@ -267,7 +267,7 @@ func TestSendAndRecvDoNotAllocate(t *testing.T) {
 		out.q.Send(&out.b)
 		out.q.Flush()
 		out.b.Release()
-		q.Recv(&b, in.pool, &in.st)
+		q.Recv(0, &b, in.pool, &in.st)
 		b.Release()
 	})
 	if n != 0 {

@@ -53,7 +53,7 @@ func receiveUntil(in *receiver, tunnel *Tunnel, stop chan struct{}, seen func(*f
 		fds := []unix.PollFd{{Fd: int32(q.FD()), Events: unix.POLLIN}}
 		unix.Poll(fds, 20)
 		var b frame.Burst
-		q.Recv(&b, in.pool, &in.st)
+		q.Recv(0, &b, in.pool, &in.st)
 		for _, f := range b.Frames() {
 			if seen != nil {
 				seen(f)
@@ -286,7 +286,7 @@ func TestSlicesDoNotAllocate(t *testing.T) {
 			out.q.Send(&out.b)
 			out.q.Flush()
 			out.b.Release()
-			tunnel.Rx()[0].Recv(&b, in.pool, &in.st)
+			tunnel.Rx()[0].Recv(0, &b, in.pool, &in.st)
 			frames += b.Len()
 			b.Release()
 		})

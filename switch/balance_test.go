@@ -253,8 +253,8 @@ type hiding struct {
 func (h *hiding) Rx() []port.RxQueue { return []port.RxQueue{h} }
 func (h *hiding) FD() int            { return h.Port.Rx()[0].FD() }
 
-func (h *hiding) Recv(b *frame.Burst, p *frame.Pool, st *port.Stats) (more bool) {
-	h.Port.Rx()[0].Recv(b, p, st) // the one frame that the descriptor announces
+func (h *hiding) Recv(worker int, b *frame.Burst, p *frame.Pool, st *port.Stats) (more bool) {
+	h.Port.Rx()[0].Recv(worker, b, p, st) // the one frame that the descriptor announces
 	for len(h.frames) > 0 && !b.Full() {
 		buf := p.Reserve(0, len(h.frames[0]))
 		copy(buf, h.frames[0])

@@ -63,7 +63,7 @@ type slots struct {
 	held []porttest.Frame
 }
 
-func (q *slots) Recv(b *frame.Burst, p *frame.Pool, _ *port.Stats) (more bool) {
+func (q *slots) Recv(_ int, b *frame.Burst, p *frame.Pool, _ *port.Stats) (more bool) {
 	for ; len(q.held) > 0 && !b.Full(); q.held = q.held[1:] {
 		f := p.Commit(copy(p.Reserve(0, len(q.held[0].Bytes)), q.held[0].Bytes))
 		b.Append(f)

@@ -28,7 +28,7 @@ func (w *worker) recv(ev unix.EpollEvent) (more bool) {
 	}
 	w.st = &w.in.stats[w.id]
 	w.learned = learnCache{}
-	more = w.in.rx[ev.Pad].Recv(&w.burst, w.pool, w.st)
+	more = w.in.rx[ev.Pad].Recv(w.id, &w.burst, w.pool, w.st)
 	if ev.Events&unix.EPOLLERR != 0 && !more && w.burst.Len() == 0 {
 		w.unpollGone(w.in.rx[ev.Pad])
 	}

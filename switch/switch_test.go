@@ -466,7 +466,7 @@ func TestHotPathAllocatesNothing(t *testing.T) {
 type repeater struct{ frame porttest.Frame }
 
 func (q *repeater) FD() int { return -1 }
-func (q *repeater) Recv(b *frame.Burst, p *frame.Pool, _ *port.Stats) bool {
+func (q *repeater) Recv(_ int, b *frame.Burst, p *frame.Pool, _ *port.Stats) bool {
 	for !b.Full() {
 		buf := p.Reserve(0, len(q.frame.Bytes))
 		if buf == nil {

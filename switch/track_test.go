@@ -98,7 +98,7 @@ type turns struct {
 }
 
 func (q *turns) FD() int { return -1 }
-func (q *turns) Recv(b *frame.Burst, p *frame.Pool, _ *port.Stats) bool {
+func (q *turns) Recv(_ int, b *frame.Burst, p *frame.Pool, _ *port.Stats) bool {
 	for !b.Full() {
 		one := &q.frames[q.at]
 		copy(p.Reserve(0, len(one.Bytes)), one.Bytes)

@@ -57,7 +57,7 @@ func newWorker(sw *Switch, id int) *worker {
 		reader: sw.domain.Register(),
 		// A flood makes at most one clone per port of a frame; the clones of a burst are sent before the
 		// next frame is flooded when the pool runs low.
-		pool:    frame.NewPool(16*frame.BurstSize, frame.DefaultArena),
+		pool:    frame.NewPoolWithWindows(16*frame.BurstSize, frame.DefaultArena, frame.BurstSize),
 		segs:    newSegmenter(),
 		tracked: flow.NewBatch(frame.BurstSize),
 	}

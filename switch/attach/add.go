@@ -174,7 +174,7 @@ func (m *Manager) openDevice(name string, a Attachment) (device, error) {
 		return opened(port.OpenPacket(port.PacketConfig{Device: a.HostIfName(), PortName: a.Name, PortKind: Veth}))
 	}
 	return opened(port.OpenTAP(port.TAPConfig{Device: name, PortName: a.Name, NetnsPath: a.NetnsPath,
-		Without: m.cfg.Without}))
+		Without: m.cfg.Without, Rings: m.cfg.Rings}))
 }
 
 func opened[D device](d D, err error) (device, error) {

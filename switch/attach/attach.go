@@ -77,8 +77,9 @@ type Config struct {
 	MTU      func() int // of a new or restored pod, in bytes
 	L2       bool       // pods get a device without addresses and routes
 	Networks []Network
-	PortType string    // of new pods: TAP, also when empty, or Veth; pods that are there keep theirs
-	Without  port.Caps // offloads that TAPs do without
+	PortType string      // of new pods: TAP, also when empty, or Veth; pods that are there keep theirs
+	Without  port.Caps   // offloads that TAPs do without
+	Rings    *port.Rings // of TAPs; may be nil
 	Log      *slog.Logger
 	// Publish makes the switch serve the attachment. The port stays the Manager's: neither callback closes
 	// it. An error means that nothing was published.

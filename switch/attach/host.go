@@ -24,7 +24,8 @@ type HostConfig struct {
 	Subnets   []netip.Prefix // the node's pod subnets: the host has the first address of each
 	RouterMAC wire.MAC       // the switch's, which the host sends everything to
 	MTU       int
-	Without   port.Caps // offloads that the device does without
+	Without   port.Caps   // offloads that the device does without
+	Rings     *port.Rings // may be nil
 }
 
 // Host is the node's own attachment: a TAP in the agent's network namespace that holds the gateway
@@ -58,7 +59,7 @@ func OpenHost(cfg HostConfig) (*Host, error) {
 	if h.link, err = netlink.LinkByName(HostDevice); err != nil {
 		return nil, fmt.Errorf("host device %s: %w", HostDevice, err)
 	}
-	if h.TAP, err = port.OpenTAP(port.TAPConfig{Device: HostDevice, PortName: HostDevice, PortKind: "host", Without: cfg.Without}); err != nil {
+	if h.TAP, err = port.OpenTAP(port.TAPConfig{Device: HostDevice, PortName: HostDevice, PortKind: "host", Without: cfg.Without, Rings: cfg.Rings}); err != nil {
 		return nil, err
 	}
 	if err := h.setUp(); err != nil {

@@ -75,7 +75,7 @@ func serve(t *testing.T, tap *port.TAP, table *Table, stop chan struct{}, probes
 			return
 		}
 		var in, out frame.Burst
-		tap.Rx()[0].Recv(&in, pool, &st)
+		tap.Rx()[0].Recv(0, &in, pool, &st)
 		for _, f := range in.Frames() {
 			if n := answerFrom(table, f.Bytes(), answers.Reserve(0, NDAnswerLen)); n > 0 {
 				out.Append(answers.Commit(n))

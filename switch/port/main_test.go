@@ -2,6 +2,7 @@ package port
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"tapyard/bench/nstest"
 	"tapyard/switch/frame"
+	"tapyard/switch/uring"
 	"tapyard/switch/wire"
 )
 
@@ -42,10 +44,21 @@ type pod struct {
 	pool   *frame.Pool
 	st     Stats
 	tx     TxQueue
+	rings  *Rings // nil with read and write
 }
 
-// pods are the kinds of ports that pods have.
-var pods = map[string]func(testing.TB, int) *pod{"tap": newPod, "veth": newVethPod}
+// pods are the kinds of ports that pods have, and engines those of them that are TAPs.
+var (
+	engines = map[string]func(testing.TB, int) *pod{"tap": newPod, "tap by io_uring": newRingPod}
+	pods    = map[string]func(testing.TB, int) *pod{"tap": newPod, "tap by io_uring": newRingPod, "veth": newVethPod}
+)
+
+// forEngines runs a test with each engine of TAPs.
+func forEngines(t *testing.T, test func(t *testing.T, newPod func(testing.TB, int) *pod)) {
+	for name, newPod := range engines {
+		t.Run(name, func(t *testing.T) { test(t, newPod) })
+	}
+}
 
 // hostEnd is the name of the host's end of pod n's veth pair.
 func hostEnd(n int) string { return fmt.Sprintf("host%d", n) }
@@ -66,11 +79,33 @@ func newVethPod(t testing.TB, n int) *pod {
 
 func newPod(t testing.TB, n int) *pod {
 	t.Helper()
-	p := &pod{ns: nstest.New(t), pool: frame.NewPool(frame.BurstSize, frame.DefaultArena)}
+	return newTAPPod(t, n, nil)
+}
+
+// newRingPod skips the test where there is no io_uring to be had.
+func newRingPod(t testing.TB, n int) *pod {
+	t.Helper()
+	return newTAPPod(t, n, openRings(t))
+}
+
+func openRings(t testing.TB) *Rings {
+	t.Helper()
+	rings, err := OpenRings(1)
+	if errors.Is(err, uring.ErrUnavailable) {
+		t.Skip(err)
+	}
+	check(t, err)
+	t.Cleanup(func() { check(t, rings.Close()) })
+	return rings
+}
+
+func newTAPPod(t testing.TB, n int, rings *Rings) *pod {
+	t.Helper()
+	p := &pod{ns: nstest.New(t), pool: frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize), rings: rings}
 	device := fmt.Sprintf("tmp%d", n)
 	check(t, CreateTAP(device))
 	var err error
-	p.tap, err = OpenTAP(TAPConfig{Device: device, PortName: "default/" + device, NetnsPath: p.ns.Path()})
+	p.tap, err = OpenTAP(TAPConfig{Device: device, PortName: "default/" + device, NetnsPath: p.ns.Path(), Rings: rings})
 	check(t, err)
 	t.Cleanup(func() { p.tap.Remove() }) // an error means that the test has closed it
 	p.port = p.tap
@@ -138,7 +173,10 @@ func (p *pod) recv(t testing.TB, timeout time.Duration) *frame.Burst {
 		t.Error(err)
 	}
 	var b frame.Burst
-	p.port.Rx()[0].Recv(&b, p.pool, &p.st)
+	if p.rings != nil {
+		p.tap.rx[0].(*tapRx).batch = firstBatch // as after a full burst
+	}
+	p.port.Rx()[0].Recv(0, &b, p.pool, &p.st)
 	return &b
 }
 

@@ -57,7 +57,7 @@ func (q *packetRx) FD() int { return q.p.fd }
 
 // Recv implements RxQueue. It looks at no more frames than a burst has, or a flood of invalid ones would
 // hold the worker for as long as it lasts.
-func (q *packetRx) Recv(b *frame.Burst, p *frame.Pool, st *Stats) (more bool) {
+func (q *packetRx) Recv(_ int, b *frame.Burst, p *frame.Pool, st *Stats) (more bool) {
 	more = true
 	for budget := frame.BurstSize - b.Len(); more && budget > 0; {
 		if q.next == q.got {

@@ -392,7 +392,7 @@ func TestPacketAllocatesNothing(t *testing.T) {
 	var rx frame.Burst
 	if n := testing.AllocsPerRun(100, func() {
 		p.tx.Send(b)
-		p.port.Rx()[0].Recv(&rx, pool, &p.st)
+		p.port.Rx()[0].Recv(0, &rx, pool, &p.st)
 		rx.Release()
 	}); n != 0 {
 		t.Errorf("%v allocations per Send and Recv", n)
@@ -466,7 +466,7 @@ func benchRecv(b *testing.B, p *pod, frames int, meta frame.Meta, content []byte
 func (p *pod) receiveAll() (n int) {
 	var burst frame.Burst
 	for more := true; more; {
-		more = p.port.Rx()[0].Recv(&burst, p.pool, &p.st)
+		more = p.port.Rx()[0].Recv(0, &burst, p.pool, &p.st)
 		n += burst.Len()
 		burst.Release()
 	}

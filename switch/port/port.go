@@ -106,15 +106,15 @@ type Port interface {
 type RxQueue interface {
 	// FD is polled for readability, level-triggered; it is valid until the port's Close.
 	FD() int
-	// Recv appends frames out of p to b until b or p is full or nothing is left, and fills their Meta
-	// except In. It reports whether more may be waiting. The worker counts the frames of b, since how
+	// Recv, called by the worker with that index, appends frames out of p to b until b or p is full or nothing
+	// is left, and fills their Meta except In. It reports whether more may be waiting. The worker counts the frames of b, since how
 	// many wire frames a super-frame stands for is known after parse only; into st go those that Recv
 	// itself drops.
-	Recv(b *frame.Burst, p *frame.Pool, st *Stats) (more bool)
+	Recv(worker int, b *frame.Burst, p *frame.Pool, st *Stats) (more bool)
 }
 
 // TxQueue sends on a Port for one worker. Frames passed to Send belong to the queue until Flush returns;
-// the caller releases them then.
+// the caller releases them then. Of a frame and its clones a burst has one only, unless the port is a tunnel.
 type TxQueue interface {
 	Send(b *frame.Burst)
 	Flush()

@@ -12,6 +12,11 @@ import (
 // A read that is shorter than the offload header, which no tun device of today returns, is a drop and not a
 // frame with a negative length. A datagram socket stands in for the device.
 func TestShortRead(t *testing.T) {
+	t.Run("read", func(t *testing.T) { testShortRead(t, nil, 0) })
+	t.Run("io_uring", func(t *testing.T) { testShortRead(t, openRings(t), firstBatch) })
+}
+
+func testShortRead(t *testing.T, rings *Rings, batch int) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -25,7 +30,9 @@ func TestShortRead(t *testing.T) {
 	}
 	var b frame.Burst
 	var st Stats
-	if more := (*tapRx)(&TAP{fd: fds[0]}).Recv(&b, frame.NewPool(frame.BurstSize, frame.DefaultArena), &st); more {
+	q := tapRx{fd: fds[0], file: rings.register(fds[0]), rings: rings, batch: batch}
+	defer rings.unregister(q.file)
+	if more := q.Recv(0, &b, frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize), &st); more {
 		t.Error("more is said to wait")
 	}
 	if short := st.Drops[drop.ShortRead].Frames.Load(); short != 9 || st.Rx.Frames.Load() != 9 || b.Len() != 1 || b.Frames()[0].Len() != 0 {

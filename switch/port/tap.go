@@ -3,17 +3,15 @@ package port
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
 
-	"tapyard/switch/drop"
 	"tapyard/switch/frame"
+	"tapyard/switch/uring"
 	"tapyard/switch/wire"
 )
 
@@ -74,14 +72,16 @@ type TAPConfig struct {
 	PortKind  string // "tap" when empty
 	NetnsPath string // where the device will live, for reading its drop counter; "" is the agent's own
 	Without   Caps   // offloads to leave off
+	Rings     *Rings // that frames are read and written with; nil has a system call for each frame
 }
 
 // TAP is a Port over a TAP device with one queue and virtio-net headers.
 type TAP struct {
 	cfg  TAPConfig
 	fd   int
+	file uring.File // fd for the rings
 	caps Caps
-	rx   [1]RxQueue
+	rx   [1]RxQueue // *tapRx
 
 	lastError atomic.Uint32 // errno of the last write that was refused for a reason of its own
 
@@ -107,7 +107,8 @@ func OpenTAP(cfg TAPConfig) (*TAP, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("set up TAP device %s: %w", cfg.Device, err)
 	}
-	t.rx[0] = (*tapRx)(t)
+	t.file = cfg.Rings.register(fd)
+	t.rx[0] = &tapRx{fd: fd, file: t.file, rings: cfg.Rings}
 	return t, nil
 }
 
@@ -160,17 +161,29 @@ func (t *TAP) Kind() string { return t.cfg.PortKind }
 // Caps implements Port.
 func (t *TAP) Caps() Caps { return t.caps }
 
+// Engine says how workers read and write the device; the slow worker has no ring.
+func (t *TAP) Engine() Engine {
+	if t.cfg.Rings == nil {
+		return ReadWrite
+	}
+	return IOUring
+}
+
 // Rx implements Port.
 func (t *TAP) Rx() []RxQueue { return t.rx[:] }
 
-// Tx implements Port. The queue has no state of its own: one write is atomic in the kernel, so any
-// number of workers may send.
-func (t *TAP) Tx(_ int, st *Stats) TxQueue { return &tapTx{tap: t, st: st} }
+// Tx implements Port. One write is atomic in the kernel, so any number of workers may send.
+func (t *TAP) Tx(worker int, st *Stats) TxQueue {
+	return &tapTx{tap: t, st: st, ring: t.cfg.Rings.of(worker)}
+}
 
 // Close detaches from the device, which stays with its addresses and routes.
 func (t *TAP) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !t.closed { // the number may be another descriptor's by now
+		t.cfg.Rings.unregister(t.file)
+	}
 	t.closed = true
 	return unix.Close(t.fd)
 }
@@ -196,36 +209,6 @@ func (t *TAP) Gone() bool {
 	return err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0
 }
 
-// tapRx is the TAP's only receive queue.
-type tapRx TAP
-
-// FD implements RxQueue.
-func (q *tapRx) FD() int { return q.fd }
-
-// Recv implements RxQueue: one read per frame, until the device is empty.
-func (q *tapRx) Recv(b *frame.Burst, p *frame.Pool, st *Stats) (more bool) {
-	for more = true; more && !b.Full(); {
-		buf := p.Reserve(wire.VirtioNetLen, frame.MaxLen)
-		if buf == nil {
-			break
-		}
-		// RawSyscall: the descriptor never blocks, and telling Go's scheduler costs a tenth of the read.
-		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
-		if errno != 0 {
-			more = errno == unix.EINTR
-			continue
-		}
-		if n < wire.VirtioNetLen {
-			st.RxDropped(drop.ShortRead, buf[:n], netip.Addr{})
-			continue
-		}
-		f := p.Commit(int(n) - wire.VirtioNetLen)
-		decodeVirtio(wire.VirtioNet(buf), &f.Meta)
-		b.Append(f)
-	}
-	return more
-}
-
 func decodeVirtio(h wire.VirtioNet, m *frame.Meta) {
 	m.GSOType = h.GSOType()
 	m.NeedsCsum = h.Flags()&wire.NeedsCsum != 0
@@ -244,54 +227,4 @@ func EncodeVirtio(h wire.VirtioNet, m *frame.Meta) {
 		fields.GSOType, fields.HdrLen, fields.GSOSize = m.GSOType, m.HdrLen, m.GSOSize
 	}
 	h.Encode(&fields)
-}
-
-// tapTx sends on a TAP for one worker.
-type tapTx struct {
-	tap *TAP
-	st  *Stats
-}
-
-// Send implements TxQueue: one write per frame. The write runs the receiver's network stack in this
-// thread, which is most of what a frame costs.
-func (q *tapTx) Send(b *frame.Burst) {
-	var frames, wireFrames, bytes uint64
-	for _, f := range b.Frames() {
-		buf := f.WithHeadroom(wire.VirtioNetLen)
-		EncodeVirtio(wire.VirtioNet(buf), &f.Meta)
-		if errno := write(q.tap.fd, buf); errno != 0 {
-			q.st.Drop(q.refused(errno), f.Wire(), f.Bytes(), &f.Meta)
-			continue
-		}
-		frames++
-		wireFrames += uint64(f.Wire())
-		bytes += uint64(f.Len())
-	}
-	q.st.Tx.Add(frames, wireFrames)
-	q.st.TxBytes.Add(bytes)
-}
-
-// Flush implements TxQueue; Send has left nothing behind.
-func (q *tapTx) Flush() {}
-
-func write(fd int, buf []byte) unix.Errno {
-	for {
-		_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
-		if errno != unix.EINTR {
-			return errno
-		}
-	}
-}
-
-// refused maps an errno of tun_get_user to a reason: EIO is a device that is down, EBADFD one that is
-// gone, EINVAL metadata that the kernel finds inconsistent.
-func (q *tapTx) refused(errno unix.Errno) drop.Reason {
-	switch errno {
-	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
-		return drop.TxFull
-	case unix.EIO, unix.EBADFD:
-		return drop.PortGone
-	}
-	q.tap.lastError.Store(uint32(errno))
-	return drop.TxError
 }

@@ -11,7 +11,9 @@ import (
 )
 
 // While nobody reads, the kernel's ring fills, and what it drops is all that is missing afterwards.
-func TestKernelDrops(t *testing.T) {
+func TestKernelDrops(t *testing.T) { forEngines(t, testKernelDrops) }
+
+func testKernelDrops(t *testing.T, newPod func(testing.TB, int) *pod) {
 	p := newPod(t, 1)
 	// MLD reports would be counted too. Without IPv6 nobody but this test sends.
 	p.ns.Do(t, func() { check(t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", []byte("1"), 0)) })

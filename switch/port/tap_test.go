@@ -256,7 +256,9 @@ func udpFrame(payload []byte) []byte {
 }
 
 // Metadata that the kernel finds inconsistent is refused and counted, and the next frame goes through.
-func TestSendRefusesBadMetadata(t *testing.T) {
+func TestSendRefusesBadMetadata(t *testing.T) { forEngines(t, testSendRefusesBadMetadata) }
+
+func testSendRefusesBadMetadata(t *testing.T, newPod func(testing.TB, int) *pod) {
 	p := newPod(t, 2)
 	sink := p.listen(t, podIPv4(2), 7)
 	p.send(t, frame.Meta{NeedsCsum: true, CsumStart: 60_000, CsumOffset: 6}, udpFrame([]byte("bad")))
@@ -268,7 +270,9 @@ func TestSendRefusesBadMetadata(t *testing.T) {
 }
 
 // A pod that is down, and one whose device is deleted, both count what was for them.
-func TestSendToDownedAndDeleted(t *testing.T) {
+func TestSendToDownedAndDeleted(t *testing.T) { forEngines(t, testSendToDownedAndDeleted) }
+
+func testSendToDownedAndDeleted(t *testing.T, newPod func(testing.TB, int) *pod) {
 	p := newPod(t, 2)
 	sink := p.listen(t, podIPv4(2), 7)
 	p.ns.Do(t, func() { check(t, netlink.LinkSetDown(eth0(t))) })
@@ -328,14 +332,16 @@ func TestGoneWithTheNamespace(t *testing.T) {
 
 // Close leaves the device with its address for the next agent, which attaches in the namespace; Remove takes it
 // away.
-func TestCloseKeepsAndRemoveDestroys(t *testing.T) {
+func TestCloseKeepsAndRemoveDestroys(t *testing.T) { forEngines(t, testCloseKeepsAndRemoveDestroys) }
+
+func testCloseKeepsAndRemoveDestroys(t *testing.T, newPod func(testing.TB, int) *pod) {
 	p := newPod(t, 2)
 	sink := p.listen(t, podIPv4(2), 7)
 	check(t, p.tap.Close())
 	p.ns.Do(t, func() {
 		eth0(t)
 		var err error
-		p.tap, err = OpenTAP(TAPConfig{Device: "eth0", PortName: "p"})
+		p.tap, err = OpenTAP(TAPConfig{Device: "eth0", PortName: "p", Rings: p.rings})
 		check(t, err)
 	})
 	p.tx = p.tap.Tx(0, &p.st)

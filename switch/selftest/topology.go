@@ -183,7 +183,7 @@ func (t *topology) relay(how treatment) {
 
 func (t *topology) forward(from, to *end, how treatment) {
 	var b frame.Burst
-	from.tap.Rx()[0].Recv(&b, t.pool, &from.st)
+	from.tap.Rx()[0].Recv(0, &b, t.pool, &from.st)
 	for _, f := range b.Frames() {
 		t.seen.note(f)
 		if t.spoil != nil {

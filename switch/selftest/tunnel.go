@@ -86,7 +86,7 @@ func (t *topology) carry(tunnels [2]*encap.Tunnel, sizes []int) error {
 	got := 0
 	for start := time.Now(); got < len(want); {
 		var in frame.Burst
-		rx.Recv(&in, t.parts, &stats)
+		rx.Recv(0, &in, t.parts, &stats)
 		for _, f := range in.Frames() {
 			if got == len(want) || !bytes.Equal(f.Bytes(), want[got]) {
 				in.Release()

@@ -169,7 +169,7 @@ type rxQueue Port
 func (q *rxQueue) FD() int { return q.fd }
 
 // Recv implements port.RxQueue.
-func (q *rxQueue) Recv(b *frame.Burst, pool *frame.Pool, _ *port.Stats) (more bool) {
+func (q *rxQueue) Recv(_ int, b *frame.Burst, pool *frame.Pool, _ *port.Stats) (more bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {

@@ -79,14 +79,14 @@ func TestEpollIsLevelTriggered(t *testing.T) {
 	}
 	var b frame.Burst
 	var st port.Stats
-	if more := p.Rx()[0].Recv(&b, pool(), &st); !more || !b.Full() {
+	if more := p.Rx()[0].Recv(0, &b, pool(), &st); !more || !b.Full() {
 		t.Fatalf("the first Recv: %d frames, more %t", b.Len(), more)
 	}
 	if !readable(t, ep, 0) {
 		t.Fatal("not readable with one frame left")
 	}
 	b.Release()
-	if more := p.Rx()[0].Recv(&b, pool(), &st); more || b.Len() != 1 || number(b.Frames()[0].Bytes()) != frame.BurstSize {
+	if more := p.Rx()[0].Recv(0, &b, pool(), &st); more || b.Len() != 1 || number(b.Frames()[0].Bytes()) != frame.BurstSize {
 		t.Fatalf("the second Recv: %d frames, more %t", b.Len(), more)
 	}
 	if readable(t, ep, 0) {
@@ -105,7 +105,7 @@ func TestRecvStopsAtTheEndOfThePool(t *testing.T) {
 	var got []int
 	for more := true; more; {
 		var b frame.Burst
-		more = p.Rx()[0].Recv(&b, small, new(port.Stats))
+		more = p.Rx()[0].Recv(0, &b, small, new(port.Stats))
 		for _, f := range b.Frames() {
 			if n := number(f.Bytes()); n == 0 && f.Meta != frames[0].Meta {
 				t.Errorf("metadata %+v, want %+v", f.Meta, frames[0].Meta)
@@ -206,7 +206,7 @@ func TestConcurrentUse(t *testing.T) {
 				return
 			}
 			var b frame.Burst
-			in.Rx()[0].Recv(&b, frames, &st)
+			in.Rx()[0].Recv(0, &b, frames, &st)
 			done += b.Len()
 			tx.Send(&b)
 			tx.Flush()

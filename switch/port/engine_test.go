@@ -1,0 +1,303 @@
+package port
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tapyard/bench/seed"
+	"tapyard/switch/drop"
+	"tapyard/switch/frame"
+	"tapyard/switch/wire"
+)
+
+// numberType is the EtherType of numbered frames, which no protocol takes (IEEE 802: for local experiments).
+const numberType = 0x88b5
+
+// numbered is a frame of n bytes, at least 18, whose content follows from its number.
+func numbered(number uint32, n int) []byte {
+	b := make([]byte, n)
+	wire.Ethernet(b).Encode(&wire.EthernetFields{Dst: podMAC(2), Src: podMAC(1), EtherType: numberType})
+	for at := wire.EthernetLen; at < n; at += 4 {
+		var word [4]byte
+		binary.BigEndian.PutUint32(word[:], number+uint32(at-wire.EthernetLen)*2654435761)
+		copy(b[at:], word[:])
+	}
+	return b
+}
+
+// big gives pods the largest MTU of a TAP and no IPv6, so that nobody but the test sends, and returns packet sockets
+// for numbered frames.
+func big(t *testing.T, pods ...*pod) (sockets []int) {
+	for _, p := range pods {
+		p.ns.Do(t, func() {
+			check(t, netlink.LinkSetMTU(eth0(t), 65521))
+			check(t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", []byte("1"), 0))
+			fd, err := trialSocket("eth0", numberType)
+			check(t, err)
+			check(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1))
+			check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 256<<20))
+			check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 256<<20))
+			t.Cleanup(func() { unix.Close(fd) })
+			sockets = append(sockets, fd)
+		})
+		for b := p.recv(t, 0); b.Len() > 0; b = p.recv(t, 0) { // what set-up has sent
+			b.Release()
+		}
+	}
+	return sockets
+}
+
+// Numbered frames of all lengths cross in both directions, in order and unchanged: runs of small ones, which are read
+// and written in batches, runs of long ones, and both mixed.
+func TestOrder(t *testing.T) {
+	forEngines(t, func(t *testing.T, newPod func(testing.TB, int) *pod) {
+		a, b := newPod(t, 1), newPod(t, 2)
+		sockets := big(t, a, b)
+		r := seed.Rand(t)
+		rounds := 60
+		if testing.Short() {
+			rounds = 6
+		}
+		var next uint32
+		for round := range rounds {
+			lengths := make([]int, 1+r.IntN(300))
+			for i := range lengths {
+				switch most := round % 3; {
+				case most == 0 || most == 1 && r.IntN(100) > 0:
+					lengths[i] = 18 + r.IntN(1500)
+				default:
+					lengths[i] = 18 + r.IntN(65_000)
+				}
+			}
+			first := next
+			for i, n := range lengths {
+				for _, fd := range sockets {
+					_, err := unix.Write(fd, numbered(first+uint32(i), n))
+					check(t, err)
+				}
+			}
+			next += uint32(len(lengths))
+			a.forwardAll(b)
+			b.forwardAll(a)
+			for side, fd := range sockets {
+				for i, n := range lengths {
+					expectNumbered(t, fd, first+uint32(i), n, side)
+				}
+			}
+		}
+		for _, p := range []*pod{a, b} {
+			if n := p.st.Tx.Frames.Load(); n != uint64(next) {
+				t.Errorf("%d frames counted as sent, want %d", n, next)
+			}
+		}
+	})
+}
+
+func expectNumbered(t *testing.T, fd int, number uint32, n, side int) {
+	t.Helper()
+	buf := make([]byte, 1<<16)
+	got, err := unix.Read(fd, buf)
+	check(t, err)
+	if want := numbered(number, n); !bytes.Equal(buf[:got], want) {
+		t.Fatalf("side %d: instead of frame %d of %d bytes came one of %d bytes, % x", side, number, n, got, buf[:min(got, 32)])
+	}
+}
+
+// forwardAll moves what waits at p to another pod as a worker does.
+func (p *pod) forwardAll(to *pod) {
+	var burst frame.Burst
+	for more := true; more; {
+		more = p.port.Rx()[0].Recv(0, &burst, p.pool, &p.st)
+		to.tx.Send(&burst)
+		to.tx.Flush()
+		burst.Release()
+	}
+}
+
+// Batches begin when a burst was full and end when the device is empty or frames are long.
+func TestBatchesAdapt(t *testing.T) {
+	p := newRingPod(t, 1)
+	fd := big(t, p)[0]
+	q := p.tap.rx[0].(*tapRx)
+	q.batch = 0
+	for _, step := range []struct{ frames, length, burst, batch int }{
+		{frame.BurstSize - 1, 60, frame.BurstSize - 1, 0},
+		{2*frame.BurstSize + firstBatch + 10, 60, frame.BurstSize, firstBatch}, // read one by one
+		{0, 0, frame.BurstSize, frame.BurstSize},                               // firstBatch, then the rest
+		{0, 0, firstBatch + 10, 0},                                             // all at once, which found the device empty
+		{3 * frame.BurstSize, 60, frame.BurstSize, firstBatch},
+		{0, 0, frame.BurstSize, frame.BurstSize},
+		{9, 65_000, frame.BurstSize, frame.BurstSize},
+		{frame.BurstSize - 9, 65_000, frame.BurstSize, 0},
+		{20, 65_000, 8, 0}, // what an arena holds
+	} {
+		for i := range step.frames {
+			_, err := unix.Write(fd, numbered(uint32(i), step.length))
+			check(t, err)
+		}
+		var b frame.Burst
+		q.Recv(0, &b, p.pool, &p.st)
+		if b.Len() != step.burst || q.batch != step.batch {
+			t.Errorf("%+v: a burst of %d, then batches of %d", step, b.Len(), q.batch)
+		}
+		b.Release()
+	}
+}
+
+// Refused frames in the middle of a burst are counted, those around them arrive in order.
+func TestSendCountsRefusedOfMany(t *testing.T) {
+	forEngines(t, func(t *testing.T, newPod func(testing.TB, int) *pod) {
+		p := newPod(t, 2)
+		fd := big(t, p)[0]
+		const n = 20
+		refused := map[uint32]bool{0: true, 7: true, 8: true, n - 1: true}
+		var b frame.Burst
+		for i := range uint32(n) {
+			content := numbered(i, 100)
+			f := p.commit(content)
+			if refused[i] {
+				f.NeedsCsum, f.CsumStart, f.CsumOffset = true, 60_000, 6
+			}
+			b.Append(f)
+		}
+		p.tx.Send(&b)
+		b.Release()
+		for i := range uint32(n) {
+			if !refused[i] {
+				expectNumbered(t, fd, i, 100, 0)
+			}
+		}
+		if sent, errors, bytes := p.st.Tx.Frames.Load(), p.st.Drops[drop.TxError].Frames.Load(), p.st.TxBytes.Load(); sent != n-4 || errors != 4 || bytes != 100*(n-4) {
+			t.Errorf("%d frames of %d bytes counted as sent, %d as tx_error", sent, bytes, errors)
+		}
+	})
+}
+
+func (p *pod) commit(content []byte) *frame.Frame {
+	copy(p.pool.Reserve(0, len(content)), content)
+	return p.pool.Commit(len(content))
+}
+
+// A device that goes while bursts are on their way has each frame counted once, as sent or as port_gone.
+func TestDeviceVanishes(t *testing.T) {
+	forEngines(t, func(t *testing.T, newPod func(testing.TB, int) *pod) {
+		p := newPod(t, 2)
+		b := p.burstTo(t, frame.BurstSize)
+		defer b.Release()
+		deleted := make(chan struct{})
+		go p.ns.Do(t, func() {
+			defer close(deleted)
+			time.Sleep(5 * time.Millisecond)
+			if err := netlink.LinkDel(eth0(t)); err != nil {
+				t.Error(err)
+			}
+		})
+		bursts := uint64(0)
+		for ; p.st.Drops[drop.PortGone].Frames.Load() < 2*frame.BurstSize; bursts++ {
+			p.tx.Send(b)
+			p.recv(t, 0).Release()
+		}
+		<-deleted
+		sent, gone := p.st.Tx.Frames.Load(), p.st.Drops[drop.PortGone].Frames.Load()
+		if sent == 0 || sent+gone != bursts*frame.BurstSize {
+			t.Errorf("%d sent and %d dropped of %d", sent, gone, bursts*frame.BurstSize)
+		}
+	})
+}
+
+// Neither direction allocates, in batches or frame by frame.
+func TestTAPAllocatesNothing(t *testing.T) {
+	forEngines(t, func(t *testing.T, newPod func(testing.TB, int) *pod) {
+		p := newPod(t, 1)
+		fd := big(t, p)[0]
+		b := p.burstTo(t, 32)
+		defer b.Release()
+		content := numbered(0, 60)
+		pool := frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize)
+		var rx frame.Burst
+		if n := testing.AllocsPerRun(100, func() {
+			for range 10 {
+				_, _ = unix.Write(fd, content)
+			}
+			p.tx.Send(b)
+			if q := p.tap.rx[0].(*tapRx); p.rings != nil {
+				q.batch = firstBatch
+			}
+			p.tap.rx[0].Recv(0, &rx, pool, &p.st)
+			rx.Release()
+		}); n != 0 {
+			t.Errorf("%v allocations per Send and Recv", n)
+		}
+	})
+}
+
+// An engine that is asked for is chosen if it works. With none asked for both are measured, and the faster one wins
+// unless they differ too little.
+func TestChooseEngine(t *testing.T) {
+	openRings(t) // or skip
+	for _, c := range []struct{ wanted, want Engine }{{ReadWrite, ReadWrite}, {IOUring, IOUring}, {"", ""}} {
+		rings, choice := ChooseEngine(c.wanted, 2)
+		if (rings != nil) != (choice.Engine == IOUring) || choice.Reason == "" {
+			t.Errorf("%q: %+v, rings %t", c.wanted, choice, rings != nil)
+		}
+		if rings != nil {
+			check(t, rings.Close())
+		}
+		if c.want != "" {
+			if choice.Engine != c.want || choice.ReadWrite != 0 {
+				t.Errorf("%q: %+v, want %s, unmeasured", c.wanted, choice, c.want)
+			}
+			continue
+		}
+		if want := choice.ReadWrite * 97 / 100; choice.ReadWrite == 0 || choice.IOUring == 0 || (choice.IOUring <= want) != (choice.Engine == IOUring) {
+			t.Errorf("%+v is not what its figures say", choice)
+		}
+	}
+}
+
+// Where io_uring is forbidden, as by the seccomp profile of containers, or missing, the other engine is chosen and the
+// reason says so.
+func TestChooseEngineWithoutIOUring(t *testing.T) {
+	for errno, says := range map[unix.Errno]string{unix.EPERM: "forbids", unix.ENOSYS: "5.19"} {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // and never unlock: the filter ends with the thread
+			refuseSyscall(t, unix.SYS_IO_URING_SETUP, errno)
+			for _, wanted := range []Engine{IOUring, ""} {
+				if rings, c := ChooseEngine(wanted, 1); rings != nil || c.Engine != ReadWrite || !strings.Contains(c.Reason, says) {
+					t.Errorf("%v, wanted %q: %+v, rings %t; want %q in the reason", errno, wanted, c, rings != nil, says)
+				}
+			}
+		}()
+		<-done
+	}
+}
+
+// refuseSyscall has the calling thread get errno for a system call.
+func refuseSyscall(t *testing.T, number uint32, errno unix.Errno) {
+	const ret, jeq, ldNumber = unix.BPF_RET | unix.BPF_K, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+	filter := []unix.SockFilter{
+		{Code: ldNumber, K: 0},
+		{Code: jeq, K: number, Jf: 1},
+		{Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		{Code: ret, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0); err != nil {
+		t.Error(err)
+	}
+	runtime.KeepAlive(filter)
+}
