@@ -40,6 +40,7 @@ peers file:
   podSubnets: [10.244.1.0/24, "fd00:10:244:1::/64"]
   underlay: [192.168.1.11]
   # All that follows may be left out; these are the defaults, except for networks, of which there are none.
+  io: auto            # or readwrite, io_uring: how TAPs are read and written; auto has the faster one of a trial
   portType: tap       # or veth: a pair per pod, whose host end is read by AF_PACKET; pods that are there keep theirs
   sourceGuard: true   # a pod may send from its own MAC and addresses only
   masquerade: true    # what pods send beyond the cluster leaves with the node's address (nftables)
@@ -92,6 +93,8 @@ type agent struct {
 	uplinks    []*port.Packet
 	vteps      *encap.VTEPTable
 	without    offloads
+	rings      *port.Rings // nil with the engine readwrite
+	engine     port.EngineChoice
 	controller *control.Controller
 	pods       *attach.Manager
 	peers      *static.File
@@ -134,6 +137,7 @@ func (a *agent) start(ctx context.Context) error {
 		return err
 	}
 	a.chooseOffloads()
+	a.chooseEngine()
 	// Before anything on the node is touched: the records exclude a second agent that is started by mistake.
 	if err := a.openPods(); err != nil {
 		return err
@@ -168,6 +172,18 @@ func (a *agent) start(ctx context.Context) error {
 	}
 	// After the workers: the kernel takes its time over a transaction, and in a restart the table is there.
 	return a.setEgress()
+}
+
+// chooseEngine decides how TAPs are read and written. It does without io_uring where that isn't to be had: all works
+// as well with the other engine.
+func (a *agent) chooseEngine() {
+	a.rings, a.engine = port.ChooseEngine(a.cfg.engine(), a.cfg.workers())
+	say := a.log.Info
+	if a.cfg.engine() == port.IOUring && a.rings == nil {
+		say = a.log.Warn
+	}
+	say("TAPs are read and written by "+string(a.engine.Engine), "why", a.engine.Reason,
+		"readwrite", a.engine.ReadWrite, "io_uring", a.engine.IOUring) // a frame's time, or 0s if it was not measured
 }
 
 // addNetworks makes the node's own network, which it returns, and the further ones, with their uplinks.
@@ -224,7 +240,8 @@ func (a *agent) overlayMTU() (pods, tunnel int, err error) {
 
 // link attaches the host and the tunnel, and makes the gateway known to pods.
 func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
-	a.host, err = attach.OpenHost(attach.HostConfig{Subnets: a.cfg.PodSubnets, RouterMAC: a.node.RouterMAC, MTU: a.node.MTU, Without: a.without.taps})
+	a.host, err = attach.OpenHost(attach.HostConfig{Subnets: a.cfg.PodSubnets, RouterMAC: a.node.RouterMAC, MTU: a.node.MTU,
+		Without: a.without.taps, Rings: a.rings})
 	if err != nil {
 		return links, err
 	}
@@ -288,7 +305,8 @@ func (a *agent) setRoutes(s control.State) error {
 func (a *agent) openPods() (err error) {
 	a.pods, err = attach.Open(attach.Config{
 		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
-		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(), Without: a.without.taps, Log: a.log,
+		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(),
+		Without: a.without.taps, Rings: a.rings, Log: a.log,
 		Publish:  func(at attach.Attachment, p port.Port) error { return a.controller.AddPod(at, p) },
 		Withdraw: func(ctx context.Context, at attach.Attachment) error { return a.controller.RemovePod(ctx, at) },
 	})
@@ -340,6 +358,9 @@ func (a *agent) close() error {
 	}
 	if a.pods != nil {
 		errs = append(errs, a.pods.Close())
+	}
+	if a.rings != nil {
+		errs = append(errs, a.rings.Close())
 	}
 	return errors.Join(errs...)
 }

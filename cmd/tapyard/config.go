@@ -20,6 +20,7 @@ import (
 	"tapyard/switch/attach"
 	"tapyard/switch/control"
 	"tapyard/switch/control/static"
+	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
 
@@ -45,6 +46,7 @@ type config struct {
 	Wire       string         `yaml:"wire" json:"wire"`
 	MTU        int            `yaml:"mtu" json:"mtu"`
 	Workers    int            `yaml:"workers" json:"workers"`
+	IO         string         `yaml:"io" json:"io"`
 
 	OffloadsOff []string `yaml:"offloadsOff" json:"offloadsOff"`
 
@@ -77,6 +79,9 @@ type networkConfig struct {
 	Uplink  string         `yaml:"uplink" json:"uplink"`
 }
 
+// ioAuto is the value of io that has the faster engine of this machine; the others are names of engines.
+const ioAuto = "auto"
+
 // The kinds of a further network's L2 segment.
 const (
 	l2Local     = "local"
@@ -86,7 +91,7 @@ const (
 func defaults() config {
 	name, _ := os.Hostname() // an empty name is refused below
 	return config{
-		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort, Wire: wireAuto,
+		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort, Wire: wireAuto, IO: ioAuto,
 		PortType: attach.TAP, SourceGuard: true, Masquerade: true,
 		Ageing: int(vswitch.DefaultAgeing.Seconds()), BUMLimit: vswitch.DefaultBUM,
 		PeersFile: "/etc/tapyard/peers.yaml", RunDir: "/run/tapyard", StateDir: "/var/lib/tapyard",
@@ -155,6 +160,7 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.StringVar(&c.Wire, "wire", c.Wire, "auto: whole super-frames to peers that take them, VXLAN to the others; plain: VXLAN only")
 	f.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods; 0: the underlay's less the encapsulation")
 	f.IntVar(&c.Workers, "workers", c.Workers, "threads that move frames; 0: one per core, at most 4")
+	f.StringVar(&c.IO, "io", c.IO, "how TAPs are read and written: readwrite, a system call for each frame; io_uring, one for many; auto, what is faster in a trial at start")
 	f.Var(&list[string]{v: &c.OffloadsOff, parse: parseOffload}, "offloads-off", "an offload to do without: "+strings.Join(offloadNames(), ", ")+" (repeatable)")
 	f.StringVar(&c.PortType, "port-type", c.PortType, "how pods are connected: tap, or veth, read by AF_PACKET")
 	f.StringVar(&c.Uplink, "uplink", c.Uplink, "in mode l2: an interface that joins the segment, such as eth1")
@@ -228,6 +234,9 @@ func (c *config) check() error {
 	}
 	if max := len("/run/netns") * 9; len(filepath.Join(c.RunDir, "admin.sock")) > max {
 		bad("runDir %s: too long for a unix socket's path", c.RunDir)
+	}
+	if c.IO != ioAuto && c.IO != string(port.ReadWrite) && c.IO != string(port.IOUring) {
+		bad("io %q: %s, %s or %s", c.IO, ioAuto, port.ReadWrite, port.IOUring)
 	}
 	for _, name := range c.OffloadsOff {
 		if _, err := parseOffload(name); err != nil {
@@ -381,6 +390,14 @@ func (c *config) workers() int {
 		return c.Workers
 	}
 	return min(runtime.NumCPU(), 4)
+}
+
+// engine returns the configured I/O engine, or "" for the faster one.
+func (c *config) engine() port.Engine {
+	if c.IO == ioAuto {
+		return ""
+	}
+	return port.Engine(c.IO)
 }
 
 func (c *config) node(mtu int) control.Node {

@@ -12,7 +12,7 @@ import (
 )
 
 func TestBadConfigurationStopsTheStart(t *testing.T) {
-	routed := config{Name: "n1", PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard",
+	routed := config{Name: "n1", IO: ioAuto, PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard",
 		PodSubnets: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}, Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
 	if err := routed.check(); err != nil {
 		t.Fatal(err)
@@ -24,6 +24,7 @@ func TestBadConfigurationStopsTheStart(t *testing.T) {
 		"workers 65":                   func(c *config) { c.Workers = 65 },
 		"mtu 576":                      func(c *config) { c.MTU = 576 },
 		"mtu 65535":                    func(c *config) { c.MTU = 65535 }, // the kernel refuses more than 65521
+		`io "epoll": auto, readwrite`:  func(c *config) { c.IO = "epoll" },
 		`mode "bridge"`:                func(c *config) { c.Mode = "bridge" },
 		"gives out no addresses":       func(c *config) { c.Mode = modeL2 },
 		`wire "fast"`:                  func(c *config) { c.Wire = "fast" },
@@ -70,7 +71,7 @@ func TestBadNetworksStopTheStart(t *testing.T) {
 		`subnet 10.9.0.0/16 overlaps 10.9.0.0/24 of network "blue"`:                                  {good, {Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("10.9.0.0/16")}},
 		`ranges: 192.168.1.0/24 holds this node's own address 192.168.1.11, which pods must not get`: {{Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("192.168.1.0/24")}},
 	} {
-		c := config{Name: "n1", PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard", Networks: networks,
+		c := config{Name: "n1", IO: ioAuto, PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard", Networks: networks,
 			PodSubnets: prefixes("10.244.1.0/24"), Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
 		if err := c.check(); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("error %v, want one with %q", err, want)
@@ -94,7 +95,7 @@ func TestHelpIsRight(t *testing.T) {
 	if err := c.check(); err != nil {
 		t.Error(err)
 	}
-	if c.PortType != before.PortType || c.Wire != before.Wire || c.SourceGuard != before.SourceGuard || c.Masquerade != before.Masquerade || c.Ageing != before.Ageing || c.BUMLimit != before.BUMLimit || c.Flows != before.Flows {
+	if c.IO != before.IO || c.PortType != before.PortType || c.Wire != before.Wire || c.SourceGuard != before.SourceGuard || c.Masquerade != before.Masquerade || c.Ageing != before.Ageing || c.BUMLimit != before.BUMLimit || c.Flows != before.Flows {
 		t.Errorf("the values said to be the defaults: %+v, and those that are: %+v", c, before)
 	}
 	state, err := static.Parse([]byte(strings.ReplaceAll("\n"+peers, "\n  ", "\n")))
@@ -105,7 +106,7 @@ func TestHelpIsRight(t *testing.T) {
 	if err := state.Validate(&n); err != nil {
 		t.Error(err)
 	}
-	for _, key := range []string{"portType", "sourceGuard", "masquerade", "ageing", "bumLimit", "flows", "networks", "uplink", "wire"} {
+	for _, key := range []string{"io", "portType", "sourceGuard", "masquerade", "ageing", "bumLimit", "flows", "networks", "uplink", "wire"} {
 		if !strings.Contains(cmd.Long, key+":") {
 			t.Errorf("--help doesn't show %s", key)
 		}

@@ -117,7 +117,7 @@ func listen(path string) (net.Listener, error) {
 }
 
 func (a *agent) source() *observe.Source {
-	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.controller.Node, Config: a.config}
+	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.controller.Node, Config: a.config, Engine: a.engine}
 	if a.host != nil {
 		s.HostMAC = a.host.MAC
 	}

@@ -60,10 +60,8 @@ var views = []view{
 				return []any{d.Port, d.Reason, d.Frames, d.WireFrames, age(time.Now(), d.ExampleAt)}
 			},
 			func(d observe.Drop) []string { return []string{d.Explain, d.Example} })},
-	{name: "offloads", short: "Which offloads each port takes; the switch does the others in software",
-		table: tableOf("PORT\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
-			return []any{o.Port, o.Checksum, o.TSO4, o.TSO6, o.ECN, o.USO}
-		})},
+	{name: "offloads", short: "How TAPs are read and written, and which offloads each port takes; the switch does the others in software",
+		table: offloadTable},
 	{name: "workers", short: "How the threads that move frames share the work",
 		table: tableOf("WORKER\tTHREAD\tQUEUES\tTAKEN OVER\tRX FRAMES\tRX WIRE\tRX SHARE\tCPU SECONDS\tBUSY NOW", func(w observe.Worker) []any {
 			return []any{w.ID, w.Thread, w.Queues, w.Taken, w.Rx.Frames, w.Rx.WireFrames, percent(w.RxShare), fmt.Sprintf("%.1f", w.CPUSeconds), percent(w.Busy)}
@@ -203,6 +201,30 @@ func blocksOf[T any](header string, row func(T) []any, lines func(T) []string) f
 		_, err := out.WriteTo(w)
 		return err
 	}
+}
+
+// offloadTable renders the ports in a table and, below it, why TAPs have the engine that they have: all the same one.
+func offloadTable(raw []byte, w io.Writer) error {
+	table := tableOf("PORT\tENGINE\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
+		return []any{o.Port, or(o.Engine), o.Checksum, o.TSO4, o.TSO6, o.ECN, o.USO}
+	})
+	if err := table(raw, w); err != nil {
+		return err
+	}
+	var offloads []observe.Offload
+	if err := json.Unmarshal(raw, &offloads); err != nil {
+		return err
+	}
+	i := slices.IndexFunc(offloads, func(o observe.Offload) bool { return o.Engine != "" })
+	if i < 0 {
+		return nil
+	}
+	o := offloads[i]
+	fmt.Fprintf(w, "TAPs are read and written by %s: %s.\n", o.Engine, o.EngineReason)
+	if o.IOUring != 0 {
+		fmt.Fprintf(w, "In the trial at start a small frame from TAP to TAP took %d ns by readwrite and %d ns by io_uring.\n", o.ReadWrite, o.IOUring)
+	}
+	return nil
 }
 
 // or returns the value, or "-" for a zero one: an empty cell in the middle of a row hides which column is

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tapyard/switch/observe"
+	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
 
@@ -62,6 +63,28 @@ func TestRoutesTable(t *testing.T) {
 `
 	if got != want {
 		t.Errorf("\n%s\nwant\n%s", got, want)
+	}
+}
+
+// The reason for the engine stands once, however many TAPs there are.
+func TestOffloadsTable(t *testing.T) {
+	tap := observe.Offload{Port: "tapyard0", Checksum: true, TSO4: true, TSO6: true, ECN: true, USO: true, Engine: port.IOUring,
+		EngineReason: "measured: it is the faster one", ReadWrite: 562, IOUring: 479}
+	pod := tap
+	pod.Port = "default/web-0"
+	got := table(t, "offloads", []observe.Offload{{Port: "vxlan", Checksum: true}, tap, pod})
+	want := `PORT           ENGINE    CHECKSUM  TSO4   TSO6   ECN    USO
+vxlan          -         true      false  false  false  false
+tapyard0       io_uring  true      true   true   true   true
+default/web-0  io_uring  true      true   true   true   true
+TAPs are read and written by io_uring: measured: it is the faster one.
+In the trial at start a small frame from TAP to TAP took 562 ns by readwrite and 479 ns by io_uring.
+`
+	if got != want {
+		t.Errorf("\n%s\nwant\n%s", got, want)
+	}
+	if got := table(t, "offloads", []observe.Offload{{Port: "vxlan"}}); strings.Count(got, "\n") != 2 {
+		t.Errorf("without a TAP:\n%s", got)
 	}
 }
 
