@@ -35,6 +35,7 @@ const (
 type Config struct {
 	Workers int           // at least 1
 	Ageing  time.Duration // of learned stations; 0 keeps them until their port goes
+	Rings   *port.Rings   // of the workers, or nil; for at least as many
 	Log     *slog.Logger
 	Now     func() time.Time // nil is time.Now
 }
@@ -85,6 +86,9 @@ func New(cfg Config) (*Switch, error) {
 		w := newWorker(sw, i)
 		if err := w.open(); err != nil { // a process without descriptors for its workers can only end
 			return nil, fmt.Errorf("worker %d: %w", i, err)
+		}
+		if err := cfg.Rings.UsePools(i, w.pool, w.segs.pool); err != nil {
+			sw.log.Warn("frames are read and written more slowly", "worker", i, "error", err)
 		}
 		sw.workers = append(sw.workers, w)
 	}

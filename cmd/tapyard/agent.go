@@ -142,7 +142,7 @@ func (a *agent) start(ctx context.Context) error {
 	if err := a.openPods(); err != nil {
 		return err
 	}
-	if a.sw, err = vswitch.New(vswitch.Config{Workers: a.cfg.workers(), Log: a.log,
+	if a.sw, err = vswitch.New(vswitch.Config{Workers: a.cfg.workers(), Rings: a.rings, Log: a.log,
 		Ageing: time.Duration(a.cfg.Ageing) * time.Second}); err != nil {
 		return err
 	}

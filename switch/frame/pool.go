@@ -49,6 +49,9 @@ func NewPoolWithWindows(frames, size, windows int) *Pool {
 	return p
 }
 
+// Memory is where all frames of the pool are, for who tells the kernel before. It doesn't change.
+func (p *Pool) Memory() []byte { return p.arena }
+
 // Reserve returns n writable bytes preceded by before bytes for a header that the port reads together
 // with the frame (before is at most Headroom), or nil when the arena or the frames are used up: the
 // caller then ends its burst. The bytes are not taken until Commit; a second Reserve returns them again.

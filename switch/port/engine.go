@@ -37,7 +37,7 @@ func ChooseEngine(wanted Engine, workers int) (*Rings, EngineChoice) {
 	if err != nil {
 		return nil, EngineChoice{Engine: ReadWrite, Reason: err.Error()}
 	}
-	c, err := tryEngines(rings, wanted == "")
+	c, err := tryEngines(wanted == "")
 	switch {
 	case err != nil:
 		c.Engine, c.Reason = ReadWrite, fmt.Sprintf("io_uring failed its test: %v", err)

@@ -43,14 +43,14 @@ type trial struct {
 	number   uint32
 }
 
-// tryEngines proves io_uring with numbered frames through the first worker's ring, and if measure measures both engines.
-func tryEngines(rings *Rings, measure bool) (c EngineChoice, err error) {
+// tryEngines proves io_uring with numbered frames through a ring of its own, and if measure measures both engines.
+func tryEngines(measure bool) (c EngineChoice, err error) {
 	done := make(chan struct{})
 	go func() {
 		runtime.LockOSThread() // and never unlock: the thread ends, and with it the namespace
 		var t *trial
 		if t, err = newTrial(); err == nil {
-			c, err = t.run(rings, measure)
+			c, err = t.run(measure)
 		}
 		close(done)
 		if t != nil {
@@ -61,7 +61,13 @@ func tryEngines(rings *Rings, measure bool) (c EngineChoice, err error) {
 	return c, err
 }
 
-func (t *trial) run(rings *Rings, measure bool) (c EngineChoice, err error) {
+func (t *trial) run(measure bool) (c EngineChoice, err error) {
+	rings, err := OpenRings(1)
+	if err != nil {
+		return c, err
+	}
+	defer rings.Close()
+	_ = rings.UsePools(0, t.pool) // where it fails, so it will with the workers' pools: to be measured as it will be
 	for _, tap := range []*TAP{t.from, t.to} {
 		tap.file = rings.register(tap.fd)
 		defer rings.unregister(tap.file)

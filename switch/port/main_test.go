@@ -102,6 +102,7 @@ func openRings(t testing.TB) *Rings {
 func newTAPPod(t testing.TB, n int, rings *Rings) *pod {
 	t.Helper()
 	p := &pod{ns: nstest.New(t), pool: frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize), rings: rings}
+	check(t, rings.UsePools(0, p.pool))
 	device := fmt.Sprintf("tmp%d", n)
 	check(t, CreateTAP(device))
 	var err error

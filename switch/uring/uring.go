@@ -32,7 +32,8 @@ type (
 		len           uint32
 		rwFlags       uint32
 		userData      uint64
-		_             [3]uint64
+		bufIndex      uint16
+		_             [11]uint16
 	}
 	cqe struct {
 		userData uint64
@@ -71,11 +72,14 @@ const (
 	featSingleMmap   = 1 << 0
 	featBundle       = 1 << 14 // IORING_FEAT_RECVSEND_BUNDLE, which tells Linux 6.10
 
+	registerBuffers     = 0
 	registerFilesUpdate = 6
 	registerFiles2      = 13
 	registerSparse      = 1 << 0 // IORING_RSRC_REGISTER_SPARSE
 
 	opRead, opWrite  = 22, 23
+	opReadFixed      = 4 // IORING_OP_READ_FIXED: into registered memory
+	opWriteFixed     = 5
 	sqeFixedFile     = 1 << 0 // IOSQE_FIXED_FILE
 	sqeSkipSuccess   = 1 << 6 // IOSQE_CQE_SKIP_SUCCESS
 	rwfNowait        = 0x8    // of linux/fs.h: what can't be done now is EAGAIN, and goes to no other thread
@@ -92,10 +96,11 @@ type Ring struct {
 	sqHead      *uint32 // written by the kernel
 	sqTail      *uint32
 	cqHead      *uint32
-	cqTail      *uint32 // written by the kernel
-	tail, head  uint32  // ours: of submissions, of completions
-	reads       int     // added and not yet submitted
-	places      int     // for registered descriptors
+	cqTail      *uint32  // written by the kernel
+	tail, head  uint32   // ours: of submissions, of completions
+	reads       int      // added and not yet submitted
+	places      int      // for registered descriptors
+	memory      [][]byte // registered
 }
 
 // New returns a ring for up to entries requests per Submit, a power of two. Its error is an ErrUnavailable that says
@@ -171,12 +176,20 @@ func (r *Ring) Cap() int { return len(r.sqes) }
 // returns. It completes with its length or with a negative errno.
 func (r *Ring) Read(f File, b []byte, id int) {
 	r.reads++
-	*r.next() = request(opRead, 0, f, b, id)
+	if i := r.region(b); i >= 0 {
+		*r.next() = request(opReadFixed, 0, f, b, i, id)
+		return
+	}
+	*r.next() = request(opRead, 0, f, b, 0, id)
 }
 
 // Write adds a write of one message, with the same conditions. It completes only when it fails, with a negative errno.
 func (r *Ring) Write(f File, b []byte, id int) {
-	*r.next() = request(opWrite, sqeSkipSuccess, f, b, id)
+	if i := r.region(b); i >= 0 {
+		*r.next() = request(opWriteFixed, sqeSkipSuccess, f, b, i, id)
+		return
+	}
+	*r.next() = request(opWrite, sqeSkipSuccess, f, b, 0, id)
 }
 
 func (r *Ring) next() *sqe {
@@ -185,10 +198,12 @@ func (r *Ring) next() *sqe {
 	return e
 }
 
-func request(op, flags uint8, f File, b []byte, id int) sqe {
-	return sqe{opcode: op, flags: flags | f.flags, fd: f.fd, addr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))), len: uint32(len(b)),
-		rwFlags: rwfNowait, userData: uint64(id)}
+func request(op, flags uint8, f File, b []byte, region, id int) sqe {
+	return sqe{opcode: op, flags: flags | f.flags, fd: f.fd, addr: uint64(address(b)), len: uint32(len(b)),
+		rwFlags: rwfNowait, userData: uint64(id), bufIndex: uint16(region)}
 }
+
+func address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
 
 // Submit has the kernel carry out what was added, in order. Without an error all of it is done, and Next tells how.
 // With one, the last left of the requests were not begun, and are forgotten.

@@ -67,14 +67,14 @@ func TestLayout(t *testing.T) {
 #define N(x) (unsigned long)(x)
 int main(void) {
 	unsigned long v[] = {
-		sizeof(S), O(S, flags), O(S, fd), O(S, off), O(S, addr), O(S, len), O(S, rw_flags), O(S, user_data),
+		sizeof(S), O(S, buf_index), O(S, flags), O(S, fd), O(S, off), O(S, addr), O(S, len), O(S, rw_flags), O(S, user_data),
 		sizeof(C), O(C, user_data), O(C, res),
 		sizeof(P), O(P, flags), O(P, features), O(P, sq_off), O(P, cq_off),
 		O(Q, head), O(Q, tail), O(Q, array), O(R, head), O(R, tail), O(R, cqes),
 		sizeof(F), O(F, nr), O(F, flags), sizeof(U), O(U, offset), O(U, fds),
 		N(IORING_OFF_SQ_RING), N(IORING_OFF_SQES), N(IORING_SETUP_SUBMIT_ALL), N(IORING_SETUP_COOP_TASKRUN),
-		N(IORING_FEAT_SINGLE_MMAP), N(IORING_FEAT_RECVSEND_BUNDLE), N(IORING_REGISTER_FILES_UPDATE), N(IORING_REGISTER_FILES2),
-		N(IORING_RSRC_REGISTER_SPARSE), N(IORING_OP_READ), N(IORING_OP_WRITE), N(IOSQE_FIXED_FILE), N(IOSQE_CQE_SKIP_SUCCESS),
+		N(IORING_FEAT_SINGLE_MMAP), N(IORING_FEAT_RECVSEND_BUNDLE), N(IORING_REGISTER_BUFFERS), N(IORING_REGISTER_FILES_UPDATE), N(IORING_REGISTER_FILES2),
+		N(IORING_RSRC_REGISTER_SPARSE), N(IORING_OP_READ), N(IORING_OP_WRITE), N(IORING_OP_READ_FIXED), N(IORING_OP_WRITE_FIXED), N(IOSQE_FIXED_FILE), N(IOSQE_CQE_SKIP_SUCCESS),
 		N(RWF_NOWAIT),
 	};
 	for (unsigned i = 0; i < sizeof v / sizeof *v; i++)
@@ -93,15 +93,15 @@ int main(void) {
 		fu filesUpdate
 	)
 	ours := []uintptr{
-		unsafe.Sizeof(s), unsafe.Offsetof(s.flags), unsafe.Offsetof(s.fd), unsafe.Offsetof(s.off), unsafe.Offsetof(s.addr),
+		unsafe.Sizeof(s), unsafe.Offsetof(s.bufIndex), unsafe.Offsetof(s.flags), unsafe.Offsetof(s.fd), unsafe.Offsetof(s.off), unsafe.Offsetof(s.addr),
 		unsafe.Offsetof(s.len), unsafe.Offsetof(s.rwFlags), unsafe.Offsetof(s.userData),
 		unsafe.Sizeof(c), unsafe.Offsetof(c.userData), unsafe.Offsetof(c.res),
 		unsafe.Sizeof(p), unsafe.Offsetof(p.flags), unsafe.Offsetof(p.features), unsafe.Offsetof(p.sq), unsafe.Offsetof(p.cq),
 		unsafe.Offsetof(p.sq.head), unsafe.Offsetof(p.sq.tail), unsafe.Offsetof(p.sq.array),
 		unsafe.Offsetof(p.cq.head), unsafe.Offsetof(p.cq.tail), unsafe.Offsetof(p.cq.cqes),
 		unsafe.Sizeof(fr), unsafe.Offsetof(fr.nr), unsafe.Offsetof(fr.flags), unsafe.Sizeof(fu), unsafe.Offsetof(fu.offset), unsafe.Offsetof(fu.fds),
-		offRings, offSQEs, setupSubmitAll, setupCoopTaskrun, featSingleMmap, featBundle, registerFilesUpdate, registerFiles2,
-		registerSparse, opRead, opWrite, sqeFixedFile, sqeSkipSuccess, rwfNowait,
+		offRings, offSQEs, setupSubmitAll, setupCoopTaskrun, featSingleMmap, featBundle, registerBuffers, registerFilesUpdate, registerFiles2,
+		registerSparse, opRead, opWrite, opReadFixed, opWriteFixed, sqeFixedFile, sqeSkipSuccess, rwfNowait,
 	}
 	if got, want := fmt.Sprint(ours), fmt.Sprint(strings.Fields(string(out))); got != want {
 		t.Errorf("ours %s, want %s", got, want)
@@ -227,5 +227,45 @@ func TestUnavailable(t *testing.T) {
 	}
 	if err := unavailable(unix.EMFILE); errors.Is(err, ErrUnavailable) || !errors.Is(err, unix.EMFILE) {
 		t.Errorf("EMFILE: %v", err)
+	}
+}
+
+// Bytes inside and outside of registered memory arrive alike, also where a region begins and ends; and what lies inside
+// goes the registered way, as a page shows that the process itself can't reach any more.
+func TestRegisterMemory(t *testing.T) {
+	r := newRing(t)
+	page := unix.Getpagesize()
+	a, err := unix.Mmap(-1, 0, 2*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	check(t, err)
+	defer unix.Munmap(a)
+	b, plain := make([]byte, 3*page), make([]byte, page)
+	check(t, r.RegisterMemory(a, b))
+	in, out := pipe(t)
+	for i, c := range []struct {
+		m      []byte
+		region int
+	}{{a[:9], 0}, {a[2*page-9:], 0}, {b[page-4 : page+5], 1}, {b[3*page-9:], 1}, {plain[:9], -1}} {
+		if got := r.region(c.m); got != c.region {
+			t.Errorf("case %d: region %d", i, got)
+		}
+		copy(c.m, fmt.Sprintf("number %2d", i))
+		r.Write(FileOf(out), c.m, 0)
+		submit(t, r)
+		clear(c.m)
+		r.Read(FileOf(in), c.m, 0)
+		submit(t, r)
+		if _, res, _ := r.Next(); res != 9 || string(c.m) != fmt.Sprintf("number %2d", i) {
+			t.Errorf("case %d: result %d, %q", i, res, c.m)
+		}
+	}
+	check(t, unix.Mprotect(a, unix.PROT_NONE))
+	r.Write(FileOf(out), a[:1], 1)
+	r.Read(FileOf(in), plain, 2)
+	submit(t, r)
+	if id, res, _ := r.Next(); id != 2 || res != 1 {
+		t.Errorf("completion of %d: %d; want that the write passed", id, res)
+	}
+	if err := r.RegisterMemory(plain); err == nil {
+		t.Error("memory was registered twice")
 	}
 }
