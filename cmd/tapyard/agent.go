@@ -92,6 +92,7 @@ type agent struct {
 	host       *attach.Host
 	uplinks    []*port.Packet
 	vteps      *encap.VTEPTable
+	proven     proven
 	without    offloads
 	rings      *port.Rings // nil with the engine readwrite
 	engine     port.EngineChoice
@@ -136,6 +137,7 @@ func (a *agent) start(ctx context.Context) error {
 	if a.node.Networks, err = control.LocalNetworks(attach.HostDevice); err != nil {
 		return err
 	}
+	a.proven = readProven(a.cfg.RunDir)
 	a.chooseOffloads()
 	a.chooseEngine()
 	// Before anything on the node is touched: the records exclude a second agent that is started by mistake.
@@ -172,18 +174,6 @@ func (a *agent) start(ctx context.Context) error {
 	}
 	// After the workers: the kernel takes its time over a transaction, and in a restart the table is there.
 	return a.setEgress()
-}
-
-// chooseEngine decides how TAPs are read and written. It does without io_uring where that isn't to be had: all works
-// as well with the other engine.
-func (a *agent) chooseEngine() {
-	a.rings, a.engine = port.ChooseEngine(a.cfg.engine(), a.cfg.workers())
-	say := a.log.Info
-	if a.cfg.engine() == port.IOUring && a.rings == nil {
-		say = a.log.Warn
-	}
-	say("TAPs are read and written by "+string(a.engine.Engine), "why", a.engine.Reason,
-		"readwrite", a.engine.ReadWrite, "io_uring", a.engine.IOUring) // a frame's time, or 0s if it was not measured
 }
 
 // addNetworks makes the node's own network, which it returns, and the further ones, with their uplinks.

@@ -79,9 +79,6 @@ type networkConfig struct {
 	Uplink  string         `yaml:"uplink" json:"uplink"`
 }
 
-// ioAuto is the value of io that has the faster engine of this machine; the others are names of engines.
-const ioAuto = "auto"
-
 // The kinds of a further network's L2 segment.
 const (
 	l2Local     = "local"
@@ -390,14 +387,6 @@ func (c *config) workers() int {
 		return c.Workers
 	}
 	return min(runtime.NumCPU(), 4)
-}
-
-// engine returns the configured I/O engine, or "" for the faster one.
-func (c *config) engine() port.Engine {
-	if c.IO == ioAuto {
-		return ""
-	}
-	return port.Engine(c.IO)
 }
 
 func (c *config) node(mtu int) control.Node {

@@ -1,11 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -60,16 +56,11 @@ func (a *agent) chooseOffloads() {
 	}
 }
 
-// proofs returns the results of the self-test on this kernel by this program: they are kept in the run directory, since
-// a restart after a crash has other things to do. An agent that can't make the test goes on without it.
+// proofs returns the results of the self-test on this kernel by this program. An agent that can't make the test goes on
+// without it.
 func (a *agent) proofs() []selftest.Result {
-	path := filepath.Join(a.cfg.RunDir, proofsFile)
-	of := provenBy()
-	if b, err := os.ReadFile(path); err == nil {
-		var kept proven
-		if json.Unmarshal(b, &kept) == nil && kept.By == of {
-			return kept.Results
-		}
+	if a.proven.Results != nil {
+		return a.proven.Results
 	}
 	start := time.Now()
 	results, err := selftest.Run()
@@ -78,33 +69,7 @@ func (a *agent) proofs() []selftest.Result {
 		return nil
 	}
 	a.log.Info("self-test of offloads made", "tests", len(results), "took", time.Since(start).Round(time.Millisecond))
-	if b, err := json.Marshal(proven{of, results}); err == nil {
-		err = os.WriteFile(path, b, 0o600)
-		if err != nil {
-			a.log.Warn("the self-test's results can't be kept; the next start repeats it", "error", err)
-		}
-	}
+	a.proven.Results = results
+	a.keepProven()
 	return results
-}
-
-// proofsFile is in the run directory.
-const proofsFile = "selftest.json"
-
-// proven is what is in proofsFile.
-type proven struct {
-	By      string            `json:"by"`
-	Results []selftest.Result `json:"results"`
-}
-
-// provenBy tells this program on this boot of this kernel from any other.
-func provenBy() string {
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	var program fs.FileInfo
-	if exe, err := os.Executable(); err == nil {
-		program, _ = os.Stat(exe)
-	}
-	if program == nil {
-		return strings.TrimSpace(string(boot))
-	}
-	return fmt.Sprintf("%s %s %d %d", strings.TrimSpace(string(boot)), program.Name(), program.Size(), program.ModTime().UnixNano())
 }

@@ -1,9 +1,6 @@
 package port
 
-import (
-	"fmt"
-	"time"
-)
+import "fmt"
 
 // Engine is how TAPs are read and written.
 type Engine string
@@ -14,13 +11,11 @@ const (
 	IOUring   Engine = "io_uring"
 )
 
-// EngineChoice is the engine that the TAPs of an agent have, and why. The times are CPU time of a frame from one
-// TAP to another whose kernel drops it, or 0 if it was not measured.
+// EngineChoice is the engine that the TAPs of an agent have, and why. The Trial is a zero one if there was none.
 type EngineChoice struct {
-	Engine    Engine
-	Reason    string
-	ReadWrite time.Duration
-	IOUring   time.Duration
+	Engine Engine
+	Reason string
+	Trial
 }
 
 // worthwhile is the part of a frame's time that io_uring must save: less is within what a trial errs by.
@@ -28,8 +23,8 @@ const worthwhile = 0.03
 
 // ChooseEngine makes the rings of that many workers if io_uring works on this kernel and moves frames faster than
 // read and write do, or if wanted says so. Rings are nil otherwise, and the reason says why. wanted is an Engine, or
-// "" for the faster one. It takes about 25 ms, on devices of its own in a network namespace of its own.
-func ChooseEngine(wanted Engine, workers int) (*Rings, EngineChoice) {
+// "" for the faster one. try is TryEngines, or knows what that has said.
+func ChooseEngine(wanted Engine, workers int, try func() (Trial, error)) (*Rings, EngineChoice) {
 	if wanted == ReadWrite {
 		return nil, EngineChoice{Engine: ReadWrite, Reason: "configured"}
 	}
@@ -37,7 +32,8 @@ func ChooseEngine(wanted Engine, workers int) (*Rings, EngineChoice) {
 	if err != nil {
 		return nil, EngineChoice{Engine: ReadWrite, Reason: err.Error()}
 	}
-	c, err := tryEngines(wanted == "")
+	c := EngineChoice{}
+	c.Trial, err = try()
 	switch {
 	case err != nil:
 		c.Engine, c.Reason = ReadWrite, fmt.Sprintf("io_uring failed its test: %v", err)

@@ -3,6 +3,8 @@ package port
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"strings"
@@ -240,27 +242,56 @@ func TestTAPAllocatesNothing(t *testing.T) {
 	})
 }
 
-// An engine that is asked for is chosen if it works. With none asked for both are measured, and the faster one wins
-// unless they differ too little.
+// An engine that is asked for is chosen if it works. With none asked for the faster one in the trial wins, unless they
+// differ too little; a ring that fails the trial is never chosen.
 func TestChooseEngine(t *testing.T) {
 	openRings(t) // or skip
-	for _, c := range []struct{ wanted, want Engine }{{ReadWrite, ReadWrite}, {IOUring, IOUring}, {"", ""}} {
-		rings, choice := ChooseEngine(c.wanted, 2)
-		if (rings != nil) != (choice.Engine == IOUring) || choice.Reason == "" {
-			t.Errorf("%q: %+v, rings %t", c.wanted, choice, rings != nil)
+	measured := func(readWrite, ioUring time.Duration) func() (Trial, error) {
+		return func() (Trial, error) { return Trial{readWrite, ioUring}, nil }
+	}
+	fails := func() (Trial, error) { return Trial{}, errors.New("frame 7 is missing") }
+	never := func() (Trial, error) { t.Error("tried what isn't wanted"); return Trial{}, nil }
+	for i, c := range []struct {
+		wanted Engine
+		try    func() (Trial, error)
+		want   Engine
+		reason string
+	}{
+		{ReadWrite, never, ReadWrite, "configured"},
+		{IOUring, measured(500, 900), IOUring, "configured"},
+		{IOUring, fails, ReadWrite, "frame 7"},
+		{"", fails, ReadWrite, "frame 7"},
+		{"", measured(500, 480), IOUring, "faster"},
+		{"", measured(500, 490), ReadWrite, "less than 3 %"},
+	} {
+		rings, choice := ChooseEngine(c.wanted, 2, c.try)
+		if choice.Engine != c.want || (rings != nil) != (c.want == IOUring) || !strings.Contains(choice.Reason, c.reason) {
+			t.Errorf("case %d: %+v, rings %t; want %s because %s", i, choice, rings != nil, c.want, c.reason)
 		}
 		if rings != nil {
 			check(t, rings.Close())
 		}
-		if c.want != "" {
-			if choice.Engine != c.want || choice.ReadWrite != 0 {
-				t.Errorf("%q: %+v, want %s, unmeasured", c.wanted, choice, c.want)
-			}
-			continue
+	}
+}
+
+// The trial moves frames by both engines, and leaves the process in its network namespace.
+func TestTryEngines(t *testing.T) {
+	openRings(t) // or skip
+	where := func() string {
+		s, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", os.Getpid())) // of the first thread
+		check(t, err)
+		return s
+	}
+	before := where()
+	for range 5 {
+		result, err := TryEngines()
+		check(t, err)
+		if result.ReadWrite <= 0 || result.IOUring <= 0 {
+			t.Errorf("a frame takes %v by read and write, %v by io_uring", result.ReadWrite, result.IOUring)
 		}
-		if want := choice.ReadWrite * 97 / 100; choice.ReadWrite == 0 || choice.IOUring == 0 || (choice.IOUring <= want) != (choice.Engine == IOUring) {
-			t.Errorf("%+v is not what its figures say", choice)
-		}
+	}
+	if after := where(); after != before {
+		t.Errorf("the process was in %s and is in %s", before, after)
 	}
 }
 
@@ -274,7 +305,7 @@ func TestChooseEngineWithoutIOUring(t *testing.T) {
 			runtime.LockOSThread() // and never unlock: the filter ends with the thread
 			refuseSyscall(t, unix.SYS_IO_URING_SETUP, errno)
 			for _, wanted := range []Engine{IOUring, ""} {
-				if rings, c := ChooseEngine(wanted, 1); rings != nil || c.Engine != ReadWrite || !strings.Contains(c.Reason, says) {
+				if rings, c := ChooseEngine(wanted, 1, TryEngines); rings != nil || c.Engine != ReadWrite || !strings.Contains(c.Reason, says) {
 					t.Errorf("%v, wanted %q: %+v, rings %t; want %q in the reason", errno, wanted, c, rings != nil, says)
 				}
 			}

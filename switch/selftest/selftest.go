@@ -6,7 +6,6 @@ package selftest
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,25 +44,8 @@ func Failed(results []Result) (caps port.Caps) {
 // Run proves everything, in about 0.1 s. It needs CAP_NET_ADMIN and CAP_SYS_ADMIN. What it makes is gone when it returns.
 // An error says that the proofs couldn't be made at all.
 func Run() (results []Result, err error) {
-	onThread(func() { results, err = run() })
+	port.OnThread(func() { results, err = run() })
 	return results, err
-}
-
-// onThread runs f on a thread that ends with it, and with the thread the namespaces that it was in. It isn't the
-// process's first one, which Go never ends: /proc shows operators the namespace of that as the process's.
-func onThread(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			defer runtime.UnlockOSThread()
-			onThread(f) // while this one waits, it is nobody's
-			return
-		}
-		f()
-	}()
-	<-done
 }
 
 func run() ([]Result, error) {
