@@ -73,10 +73,6 @@ func (t *trial) run() (result Trial, err error) {
 	}
 	defer rings.Close()
 	_ = rings.UsePools(0, t.pool) // where it fails, so it will with the workers' pools: to be measured as it will be
-	for _, tap := range []*TAP{t.from, t.to} {
-		tap.file = rings.register(tap.fd)
-		defer rings.unregister(tap.file)
-	}
 	t.use(rings)
 	if err := t.prove(); err != nil {
 		return result, err
@@ -162,7 +158,7 @@ func (t *trial) close() {
 
 // use has the trial move frames with rings, or with read and write if rings is nil.
 func (t *trial) use(rings *Rings) {
-	t.rx = tapRx{fd: t.from.fd, file: t.from.file, rings: rings}
+	t.rx = tapRx{fd: t.from.fd, rings: rings}
 	t.tx = &tapTx{tap: t.to, st: &t.st, ring: rings.of(0)}
 }
 

@@ -48,20 +48,6 @@ func (r *Rings) UsePools(worker int, pools ...*frame.Pool) error {
 	return ring.RegisterMemory(memory...)
 }
 
-// register prepares a descriptor for the rings. A nil r has nothing to prepare.
-func (r *Rings) register(fd int) uring.File {
-	if r == nil {
-		return uring.FileOf(fd)
-	}
-	return uring.Register(r.byWorker, fd)
-}
-
-func (r *Rings) unregister(f uring.File) {
-	if r != nil {
-		uring.Unregister(r.byWorker, f)
-	}
-}
-
 // Close gives the rings back; no worker may use them any more.
 func (r *Rings) Close() error {
 	var errs []error

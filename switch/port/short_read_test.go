@@ -30,8 +30,7 @@ func testShortRead(t *testing.T, rings *Rings, batch int) {
 	}
 	var b frame.Burst
 	var st Stats
-	q := tapRx{fd: fds[0], file: rings.register(fds[0]), rings: rings, batch: batch}
-	defer rings.unregister(q.file)
+	q := tapRx{fd: fds[0], rings: rings, batch: batch}
 	if more := q.Recv(0, &b, frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize), &st); more {
 		t.Error("more is said to wait")
 	}

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/switch/frame"
-	"tapyard/switch/uring"
 	"tapyard/switch/wire"
 )
 
@@ -79,7 +78,6 @@ type TAPConfig struct {
 type TAP struct {
 	cfg  TAPConfig
 	fd   int
-	file uring.File // fd for the rings
 	caps Caps
 	rx   [1]RxQueue // *tapRx
 
@@ -107,8 +105,7 @@ func OpenTAP(cfg TAPConfig) (*TAP, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("set up TAP device %s: %w", cfg.Device, err)
 	}
-	t.file = cfg.Rings.register(fd)
-	t.rx[0] = &tapRx{fd: fd, file: t.file, rings: cfg.Rings}
+	t.rx[0] = &tapRx{fd: fd, rings: cfg.Rings}
 	return t, nil
 }
 
@@ -181,9 +178,6 @@ func (t *TAP) Tx(worker int, st *Stats) TxQueue {
 func (t *TAP) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.closed { // the number may be another descriptor's by now
-		t.cfg.Rings.unregister(t.file)
-	}
 	t.closed = true
 	return unix.Close(t.fd)
 }

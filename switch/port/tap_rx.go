@@ -25,7 +25,6 @@ const (
 // tapRx is the TAP's only receive queue.
 type tapRx struct {
 	fd    int
-	file  uring.File // fd for the rings
 	rings *Rings
 	batch int // how many frames are read at once; 0 is one by one, without a ring
 }
@@ -79,7 +78,7 @@ func (q *tapRx) readEach(b *frame.Burst, p *frame.Pool, st *Stats) (more bool) {
 func (q *tapRx) readBatch(r *uring.Ring, b *frame.Burst, p *frame.Pool, st *Stats) (more bool) {
 	first, n := p.Windows(min(q.batch, frame.BurstSize-b.Len()))
 	for i := first; i < first+n; i++ {
-		r.Read(q.file, p.Window(i, wire.VirtioNetLen), i)
+		r.Read(q.fd, p.Window(i, wire.VirtioNetLen), i)
 	}
 	left, _ := r.Submit() // it fails when memory is short, as a read may, and then the next is no batch
 	got, bytes := 0, 0

@@ -62,7 +62,7 @@ func (q *tapTx) writeEach(frames []*frame.Frame, sum *sent) {
 // once, which is why no two clones of a frame may be among them.
 func (q *tapTx) writeBatch(frames []*frame.Frame, sum *sent) {
 	for i, f := range frames {
-		q.ring.Write(q.tap.file, withVirtio(f), i)
+		q.ring.Write(q.tap.fd, withVirtio(f), i)
 	}
 	left, _ := q.ring.Submit() // it fails when memory is short, and single writes need none of the ring's
 	done := frames[:len(frames)-left]

@@ -48,14 +48,6 @@ type (
 		head, tail, ringMask, ringEntries, overflow, cqes, flags, _ uint32
 		userAddr                                                    uint64
 	}
-	filesRegister struct {
-		nr, flags           uint32
-		resv2, data, tagged uint64
-	}
-	filesUpdate struct {
-		offset, resv uint32
-		fds          uint64
-	}
 	params struct {
 		sqEntries, cqEntries, flags, sqThreadCPU, sqThreadIdle, features, wqFD uint32
 		_                                                                      [3]uint32
@@ -70,24 +62,21 @@ const (
 	setupSubmitAll   = 1 << 7 // a wrong request doesn't stop those behind it
 	setupCoopTaskrun = 1 << 8 // no interrupt to have completions run: they do before the call returns
 	featSingleMmap   = 1 << 0
-	featBundle       = 1 << 14 // IORING_FEAT_RECVSEND_BUNDLE, which tells Linux 6.10
 
-	registerBuffers     = 0
-	registerFilesUpdate = 6
-	registerFiles2      = 13
-	registerSparse      = 1 << 0 // IORING_RSRC_REGISTER_SPARSE
+	registerBuffers = 0
 
 	opRead, opWrite  = 22, 23
 	opReadFixed      = 4 // IORING_OP_READ_FIXED: into registered memory
 	opWriteFixed     = 5
-	sqeFixedFile     = 1 << 0 // IOSQE_FIXED_FILE
 	sqeSkipSuccess   = 1 << 6 // IOSQE_CQE_SKIP_SUCCESS
 	rwfNowait        = 0x8    // of linux/fs.h: what can't be done now is EAGAIN, and goes to no other thread
 	minKernelVersion = "5.19" // has all of these
 )
 
-// Ring is one pair of submission and completion queues. One goroutine at a time may use it, from any thread; Register
-// and Unregister may be called from others meanwhile.
+// Ring is one pair of submission and completion queues. One goroutine at a time may use it, from any thread.
+//
+// It has no registered descriptors, which would save 12 ns a request (Linux 6.18): after kill -9 the kernel lets go of
+// them 20 to 36 ms late, and nobody else can attach to a TAP as long.
 type Ring struct {
 	fd          int
 	rings, sqeb []byte // the mappings
@@ -99,7 +88,6 @@ type Ring struct {
 	cqTail      *uint32  // written by the kernel
 	tail, head  uint32   // ours: of submissions, of completions
 	reads       int      // added and not yet submitted
-	places      int      // for registered descriptors
 	memory      [][]byte // registered
 }
 
@@ -114,9 +102,6 @@ func New(entries int) (*Ring, error) {
 	r := &Ring{fd: int(fd)}
 	if err := r.mmap(&p); err != nil {
 		return nil, errors.Join(fmt.Errorf("map the queues of a ring of %d entries: %w", entries, err), r.Close())
-	}
-	if p.features&featBundle != 0 {
-		r.reservePlaces()
 	}
 	return r, nil
 }
@@ -174,22 +159,22 @@ func (r *Ring) Cap() int { return len(r.sqes) }
 
 // Read adds a read of one message into b, which is not on a stack, is not empty, and is the kernel's until Submit
 // returns. It completes with its length or with a negative errno.
-func (r *Ring) Read(f File, b []byte, id int) {
+func (r *Ring) Read(fd int, b []byte, id int) {
 	r.reads++
 	if i := r.region(b); i >= 0 {
-		*r.next() = request(opReadFixed, 0, f, b, i, id)
+		*r.next() = request(opReadFixed, 0, fd, b, i, id)
 		return
 	}
-	*r.next() = request(opRead, 0, f, b, 0, id)
+	*r.next() = request(opRead, 0, fd, b, 0, id)
 }
 
 // Write adds a write of one message, with the same conditions. It completes only when it fails, with a negative errno.
-func (r *Ring) Write(f File, b []byte, id int) {
+func (r *Ring) Write(fd int, b []byte, id int) {
 	if i := r.region(b); i >= 0 {
-		*r.next() = request(opWriteFixed, sqeSkipSuccess, f, b, i, id)
+		*r.next() = request(opWriteFixed, sqeSkipSuccess, fd, b, i, id)
 		return
 	}
-	*r.next() = request(opWrite, sqeSkipSuccess, f, b, 0, id)
+	*r.next() = request(opWrite, sqeSkipSuccess, fd, b, 0, id)
 }
 
 func (r *Ring) next() *sqe {
@@ -198,8 +183,8 @@ func (r *Ring) next() *sqe {
 	return e
 }
 
-func request(op, flags uint8, f File, b []byte, region, id int) sqe {
-	return sqe{opcode: op, flags: flags | f.flags, fd: f.fd, addr: uint64(address(b)), len: uint32(len(b)),
+func request(op, flags uint8, fd int, b []byte, region, id int) sqe {
+	return sqe{opcode: op, flags: flags, fd: int32(fd), addr: uint64(address(b)), len: uint32(len(b)),
 		rwFlags: rwfNowait, userData: uint64(id), bufIndex: uint16(region)}
 }
 
@@ -223,7 +208,7 @@ func (r *Ring) Submit() (left int, err error) {
 	}
 	if completed := int(atomic.LoadUint32(r.cqTail) - r.head); completed < r.reads-left {
 		// It would write into memory that has another use by then.
-		panic(fmt.Sprintf("uring: the kernel keeps %d of %d reads pending, although they have RWF_NOWAIT", r.reads-left-completed, r.reads))
+		panic(fmt.Sprintf("uring: the kernel keeps %d of %d reads pending, although they have RWF_NOWAIT; io: readwrite does without", r.reads-left-completed, r.reads))
 	}
 	r.reads = 0
 	return left, err

@@ -53,16 +53,11 @@ func TestLayout(t *testing.T) {
 #include <stdio.h>
 #include <linux/fs.h>
 #include <linux/io_uring.h>
-#ifndef IORING_FEAT_RECVSEND_BUNDLE
-#define IORING_FEAT_RECVSEND_BUNDLE (1U << 14)
-#endif
 #define S struct io_uring_sqe
 #define C struct io_uring_cqe
 #define P struct io_uring_params
 #define Q struct io_sqring_offsets
 #define R struct io_cqring_offsets
-#define F struct io_uring_rsrc_register
-#define U struct io_uring_files_update
 #define O(s, f) offsetof(s, f)
 #define N(x) (unsigned long)(x)
 int main(void) {
@@ -71,10 +66,9 @@ int main(void) {
 		sizeof(C), O(C, user_data), O(C, res),
 		sizeof(P), O(P, flags), O(P, features), O(P, sq_off), O(P, cq_off),
 		O(Q, head), O(Q, tail), O(Q, array), O(R, head), O(R, tail), O(R, cqes),
-		sizeof(F), O(F, nr), O(F, flags), sizeof(U), O(U, offset), O(U, fds),
 		N(IORING_OFF_SQ_RING), N(IORING_OFF_SQES), N(IORING_SETUP_SUBMIT_ALL), N(IORING_SETUP_COOP_TASKRUN),
-		N(IORING_FEAT_SINGLE_MMAP), N(IORING_FEAT_RECVSEND_BUNDLE), N(IORING_REGISTER_BUFFERS), N(IORING_REGISTER_FILES_UPDATE), N(IORING_REGISTER_FILES2),
-		N(IORING_RSRC_REGISTER_SPARSE), N(IORING_OP_READ), N(IORING_OP_WRITE), N(IORING_OP_READ_FIXED), N(IORING_OP_WRITE_FIXED), N(IOSQE_FIXED_FILE), N(IOSQE_CQE_SKIP_SUCCESS),
+		N(IORING_FEAT_SINGLE_MMAP), N(IORING_REGISTER_BUFFERS),
+		N(IORING_OP_READ), N(IORING_OP_WRITE), N(IORING_OP_READ_FIXED), N(IORING_OP_WRITE_FIXED), N(IOSQE_CQE_SKIP_SUCCESS),
 		N(RWF_NOWAIT),
 	};
 	for (unsigned i = 0; i < sizeof v / sizeof *v; i++)
@@ -86,11 +80,9 @@ int main(void) {
 	out, err := exec.Command(program).Output()
 	check(t, err)
 	var (
-		s  sqe
-		c  cqe
-		p  params
-		fr filesRegister
-		fu filesUpdate
+		s sqe
+		c cqe
+		p params
 	)
 	ours := []uintptr{
 		unsafe.Sizeof(s), unsafe.Offsetof(s.bufIndex), unsafe.Offsetof(s.flags), unsafe.Offsetof(s.fd), unsafe.Offsetof(s.off), unsafe.Offsetof(s.addr),
@@ -99,67 +91,52 @@ int main(void) {
 		unsafe.Sizeof(p), unsafe.Offsetof(p.flags), unsafe.Offsetof(p.features), unsafe.Offsetof(p.sq), unsafe.Offsetof(p.cq),
 		unsafe.Offsetof(p.sq.head), unsafe.Offsetof(p.sq.tail), unsafe.Offsetof(p.sq.array),
 		unsafe.Offsetof(p.cq.head), unsafe.Offsetof(p.cq.tail), unsafe.Offsetof(p.cq.cqes),
-		unsafe.Sizeof(fr), unsafe.Offsetof(fr.nr), unsafe.Offsetof(fr.flags), unsafe.Sizeof(fu), unsafe.Offsetof(fu.offset), unsafe.Offsetof(fu.fds),
-		offRings, offSQEs, setupSubmitAll, setupCoopTaskrun, featSingleMmap, featBundle, registerBuffers, registerFilesUpdate, registerFiles2,
-		registerSparse, opRead, opWrite, opReadFixed, opWriteFixed, sqeFixedFile, sqeSkipSuccess, rwfNowait,
+		offRings, offSQEs, setupSubmitAll, setupCoopTaskrun, featSingleMmap, registerBuffers,
+		opRead, opWrite, opReadFixed, opWriteFixed, sqeSkipSuccess, rwfNowait,
 	}
 	if got, want := fmt.Sprint(ours), fmt.Sprint(strings.Fields(string(out))); got != want {
 		t.Errorf("ours %s, want %s", got, want)
 	}
 }
 
-// What is written arrives in order, over many turns of the queues, through descriptors that are registered and ones
-// that are not; a write completes when it fails, with its number, and doesn't stop those behind it; a read of what
-// isn't there completes at once.
+// What is written arrives in order, over many turns of the queues; a write completes when it fails, with its number, and
+// doesn't stop those behind it; a read of what isn't there completes at once.
 func TestReadsAndWrites(t *testing.T) {
 	r := newRing(t)
 	in, out := pipe(t)
-	for _, registered := range []bool{false, true} {
-		reads, writes := FileOf(in), FileOf(out)
-		if registered {
-			reads, writes = Register([]*Ring{r}, in), Register([]*Ring{r}, out)
-			if reads.flags == 0 || writes.flags == 0 {
-				t.Skip("this kernel gives no places for descriptors")
+	var sent, received byte
+	bufs := make([][4]byte, r.Cap())
+	for range 100 {
+		for i := range 5 {
+			sent++
+			bufs[i][0] = sent
+			if i == 2 {
+				r.Write(-1, bufs[7][:], 99)
+			}
+			r.Write(out, bufs[i][:1+i%2], i)
+		}
+		submit(t, r)
+		if id, res, ok := r.Next(); !ok || id != 99 || unix.Errno(-res) != unix.EBADF {
+			t.Fatalf("completion %d of the wrong descriptor: %d, %t", id, res, ok)
+		}
+		for i := range 8 {
+			r.Read(in, bufs[i][:], i)
+		}
+		submit(t, r)
+		for i := range 8 {
+			id, res, ok := r.Next()
+			want := int32(1 + i%2)
+			if i >= 5 {
+				want = -int32(unix.EAGAIN)
+			} else if received++; bufs[i][0] != received {
+				t.Fatalf("read %d brought number %d, want %d", i, bufs[i][0], received)
+			}
+			if !ok || id != i || res != want {
+				t.Fatalf("read %d: completion of %d: %d, %t, want %d", i, id, res, ok, want)
 			}
 		}
-		var sent, received byte
-		bufs := make([][4]byte, r.Cap())
-		for range 100 {
-			for i := range 5 {
-				sent++
-				bufs[i][0] = sent
-				if i == 2 {
-					r.Write(FileOf(-1), bufs[7][:], 99)
-				}
-				r.Write(writes, bufs[i][:1+i%2], i)
-			}
-			submit(t, r)
-			if id, res, ok := r.Next(); !ok || id != 99 || unix.Errno(-res) != unix.EBADF {
-				t.Fatalf("completion %d of the wrong descriptor: %d, %t", id, res, ok)
-			}
-			for i := range 8 {
-				r.Read(reads, bufs[i][:], i)
-			}
-			submit(t, r)
-			for i := range 8 {
-				id, res, ok := r.Next()
-				want := int32(1 + i%2)
-				if i >= 5 {
-					want = -int32(unix.EAGAIN)
-				} else if received++; bufs[i][0] != received {
-					t.Fatalf("read %d brought number %d, want %d", i, bufs[i][0], received)
-				}
-				if !ok || id != i || res != want {
-					t.Fatalf("read %d: completion of %d: %d, %t, want %d", i, id, res, ok, want)
-				}
-			}
-			if _, _, ok := r.Next(); ok {
-				t.Fatal("a completion too many")
-			}
-		}
-		if registered {
-			Unregister([]*Ring{r}, reads)
-			Unregister([]*Ring{r}, writes)
+		if _, _, ok := r.Next(); ok {
+			t.Fatal("a completion too many")
 		}
 	}
 }
@@ -171,47 +148,20 @@ func submit(t testing.TB, r *Ring) {
 	}
 }
 
-// A registered descriptor stays open until Unregister, and a ring that has no place for it has none of it.
-func TestRegister(t *testing.T) {
-	r, other := newRing(t), newRing(t)
-	if r.places == 0 {
-		t.Skip("this kernel gives no places for descriptors")
-	}
-	in, out := pipe(t)
-	f := Register([]*Ring{r, other}, out)
-	check(t, unix.Close(out))
-	if _, err := unix.Read(in, make([]byte, 1)); err != unix.EAGAIN {
-		t.Errorf("read: %v, want that the pipe still has its writer", err)
-	}
-	Unregister([]*Ring{r, other}, f)
-	if n, err := unix.Read(in, make([]byte, 1)); n != 0 || err != nil {
-		t.Errorf("read: %d, %v, want that the writer is gone", n, err)
-	}
-	in2, out2 := pipe(t)
-	other.places = out2
-	if f := Register([]*Ring{r, other}, out2); f != FileOf(out2) {
-		t.Errorf("a File %+v with a place that the second ring hasn't got", f)
-	}
-	check(t, unix.Close(out2))
-	if n, err := unix.Read(in2, make([]byte, 1)); n != 0 || err != nil {
-		t.Errorf("read: %d, %v, want that no ring has kept the writer", n, err)
-	}
-}
-
 // When a call fails the requests are forgotten, and the ring goes on.
 func TestSubmitFails(t *testing.T) {
 	r := newRing(t)
 	in, out := pipe(t)
 	fd := r.fd
 	r.fd = in // of no ring
-	r.Read(FileOf(in), make([]byte, 1), 1)
-	r.Read(FileOf(in), make([]byte, 1), 2)
+	r.Read(in, make([]byte, 1), 1)
+	r.Read(in, make([]byte, 1), 2)
 	if left, err := r.Submit(); left != 2 || err == nil {
 		t.Errorf("%d left, %v", left, err)
 	}
 	r.fd = fd
-	r.Write(FileOf(out), make([]byte, 1), 3)
-	r.Read(FileOf(in), make([]byte, 1), 4)
+	r.Write(out, make([]byte, 1), 3)
+	r.Read(in, make([]byte, 1), 4)
 	submit(t, r)
 	if id, res, ok := r.Next(); id != 4 || res != 1 || !ok {
 		t.Errorf("completion %d: %d, %t, want that of the later read", id, res, ok)
@@ -249,18 +199,18 @@ func TestRegisterMemory(t *testing.T) {
 			t.Errorf("case %d: region %d", i, got)
 		}
 		copy(c.m, fmt.Sprintf("number %2d", i))
-		r.Write(FileOf(out), c.m, 0)
+		r.Write(out, c.m, 0)
 		submit(t, r)
 		clear(c.m)
-		r.Read(FileOf(in), c.m, 0)
+		r.Read(in, c.m, 0)
 		submit(t, r)
 		if _, res, _ := r.Next(); res != 9 || string(c.m) != fmt.Sprintf("number %2d", i) {
 			t.Errorf("case %d: result %d, %q", i, res, c.m)
 		}
 	}
 	check(t, unix.Mprotect(a, unix.PROT_NONE))
-	r.Write(FileOf(out), a[:1], 1)
-	r.Read(FileOf(in), plain, 2)
+	r.Write(out, a[:1], 1)
+	r.Read(in, plain, 2)
 	submit(t, r)
 	if id, res, _ := r.Next(); id != 2 || res != 1 {
 		t.Errorf("completion of %d: %d; want that the write passed", id, res)
