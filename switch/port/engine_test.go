@@ -125,6 +125,52 @@ func (p *pod) forwardAll(to *pod) {
 	}
 }
 
+// A queue changes hands between any two bursts, and nothing is lost, doubled or overtaken; its descriptor is always
+// writable, which is how a new worker learns of what waits.
+func TestQueueChangesWorker(t *testing.T) {
+	rings := openRings(t, 2)
+	a, b := newTAPPod(t, 1, rings), newTAPPod(t, 2, rings)
+	sockets := big(t, a, b)
+	var turns [2]chan chan bool // by worker: one to receive a burst, which answers whether there is more
+	for w := range turns {
+		turns[w] = make(chan chan bool)
+		defer close(turns[w])
+		pool, tx := newTestPool(), b.port.Tx(w, &b.st)
+		check(t, rings.UsePools(w, pool))
+		go func() {
+			var burst frame.Burst
+			for answer := range turns[w] {
+				more := a.port.Rx()[0].Recv(w, &burst, pool, &a.st)
+				tx.Send(&burst)
+				tx.Flush()
+				burst.Release()
+				answer <- more
+			}
+		}()
+	}
+	r, answer := seed.Rand(t), make(chan bool)
+	const frames = 400
+	for round := range uint32(50) {
+		for i := range uint32(frames) {
+			_, err := unix.Write(sockets[0], numbered(round*frames+i, 60))
+			check(t, err)
+		}
+		for more := true; more; more = <-answer {
+			fds := []unix.PollFd{{Fd: int32(a.port.Rx()[0].FD()), Events: unix.POLLOUT}}
+			if n, err := unix.Poll(fds, 0); n != 1 || err != nil {
+				t.Fatalf("poll for writing: %d, %v", n, err)
+			}
+			turns[r.IntN(2)] <- answer
+		}
+		for i := range uint32(frames) {
+			expectNumbered(t, sockets[1], round*frames+i, 60, 1)
+		}
+	}
+	if n, err := unix.Read(sockets[1], make([]byte, 60)); err != unix.EAGAIN {
+		t.Errorf("a frame too many: %d, %v", n, err)
+	}
+}
+
 // Batches begin when a burst was full and end when the device is empty or frames are long.
 func TestBatchesAdapt(t *testing.T) {
 	p := newRingPod(t, 1)
@@ -224,7 +270,7 @@ func TestTAPAllocatesNothing(t *testing.T) {
 		b := p.burstTo(t, 32)
 		defer b.Release()
 		content := numbered(0, 60)
-		pool := frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize)
+		pool := newTestPool()
 		var rx frame.Burst
 		if n := testing.AllocsPerRun(100, func() {
 			for range 10 {
@@ -245,7 +291,7 @@ func TestTAPAllocatesNothing(t *testing.T) {
 // An engine that is asked for is chosen if it works. With none asked for the faster one in the trial wins, unless they
 // differ too little; a ring that fails the trial is never chosen.
 func TestChooseEngine(t *testing.T) {
-	openRings(t) // or skip
+	openRings(t, 1) // or skip
 	measured := func(readWrite, ioUring time.Duration) func() (Trial, error) {
 		return func() (Trial, error) { return Trial{readWrite, ioUring}, nil }
 	}
@@ -276,7 +322,7 @@ func TestChooseEngine(t *testing.T) {
 
 // The trial moves frames by both engines, and leaves the process in its network namespace.
 func TestTryEngines(t *testing.T) {
-	openRings(t) // or skip
+	openRings(t, 1) // or skip
 	where := func() string {
 		s, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", os.Getpid())) // of the first thread
 		check(t, err)

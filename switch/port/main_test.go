@@ -85,12 +85,14 @@ func newPod(t testing.TB, n int) *pod {
 // newRingPod skips the test where there is no io_uring to be had.
 func newRingPod(t testing.TB, n int) *pod {
 	t.Helper()
-	return newTAPPod(t, n, openRings(t))
+	p := newTAPPod(t, n, openRings(t, 1))
+	check(t, p.rings.UsePools(0, p.pool))
+	return p
 }
 
-func openRings(t testing.TB) *Rings {
+func openRings(t testing.TB, workers int) *Rings {
 	t.Helper()
-	rings, err := OpenRings(1)
+	rings, err := OpenRings(workers)
 	if errors.Is(err, uring.ErrUnavailable) {
 		t.Skip(err)
 	}
@@ -101,8 +103,7 @@ func openRings(t testing.TB) *Rings {
 
 func newTAPPod(t testing.TB, n int, rings *Rings) *pod {
 	t.Helper()
-	p := &pod{ns: nstest.New(t), pool: frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize), rings: rings}
-	check(t, rings.UsePools(0, p.pool))
+	p := &pod{ns: nstest.New(t), pool: newTestPool(), rings: rings}
 	device := fmt.Sprintf("tmp%d", n)
 	check(t, CreateTAP(device))
 	var err error
@@ -112,6 +113,11 @@ func newTAPPod(t testing.TB, n int, rings *Rings) *pod {
 	p.port = p.tap
 	p.move(t, device, n)
 	return p
+}
+
+// newTestPool is a pool as workers have them.
+func newTestPool() *frame.Pool {
+	return frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize)
 }
 
 func (p *pod) move(t testing.TB, device string, n int) {

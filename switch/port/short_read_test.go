@@ -13,7 +13,7 @@ import (
 // frame with a negative length. A datagram socket stands in for the device.
 func TestShortRead(t *testing.T) {
 	t.Run("read", func(t *testing.T) { testShortRead(t, nil, 0) })
-	t.Run("io_uring", func(t *testing.T) { testShortRead(t, openRings(t), firstBatch) })
+	t.Run("io_uring", func(t *testing.T) { testShortRead(t, openRings(t, 1), firstBatch) })
 }
 
 func testShortRead(t *testing.T, rings *Rings, batch int) {
