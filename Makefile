@@ -62,7 +62,7 @@ bench: deps build ## everything beside other switches, 15 minutes; the forwardin
 	@need=(); for p in ovs-vswitchd:openvswitch-switch vde_switch:vde2 nebula:nebula; do \
 	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; \
 	  $(libdpdk) || need+=(libdpdk-dev pkg-config); ($(install)) || echo "could not install $${need[*]}: going on without"
-	bin/tapyard bench compare $(FLAGS)
+	bin/tapyard bench compare --report bench.html $(FLAGS)
 	bin/tapyard bench fib
 
 clean: ## remove bin/
