@@ -31,6 +31,7 @@ var rowGroups = []rowGroup{
 	{[]string{"tcp.crossnode.plain.nooffload"}, crossPlain(withoutOffloads, false)},
 	{[]string{"workers.reordered", "workers.share", "workers.one"}, (*session).workers},
 	{[]string{"workers.idle"}, (*session).idleWorkers},
+	{[]string{"integrity"}, (*session).integrity},
 }
 
 // CompareConfig says what Compare measures.

@@ -14,16 +14,22 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/vishvananda/netlink"
+
+	"tapyard/switch/port"
 )
 
-// choice is a key of the agent's configuration that payloads must not notice, with its values; the first is the default.
+// choice is a key of the agent's configuration that payloads must not notice, with its values.
 type choice struct {
 	key    string
 	values []any
 	names  []string
 }
 
-var offloads = choice{"offloadsOff", []any{[]string{}, []string{"all"}}, []string{"offloads", "none"}}
+var (
+	engines  = choice{"io", []any{string(port.ReadWrite), string(port.IOUring)}, []string{string(port.ReadWrite), string(port.IOUring)}}
+	offloads = choice{"offloadsOff", []any{[]string{}, []string{"all"}}, []string{"offloads", "none"}}
+	wires    = choice{"wire", []any{"auto", "plain"}, []string{"auto", "plain"}}
+)
 
 // combination is one value of each choice.
 type combination struct {
@@ -63,7 +69,8 @@ func Integrity(ctx context.Context, cfg Config) (*Report, error) {
 }
 
 func (s *session) integrity(ctx context.Context) (rows []Row, err error) {
-	for _, c := range combine(offloads) {
+	engines := s.engines()
+	for _, c := range combine(engines, offloads) {
 		row, err := s.integrityOf(ctx, "integrity.samenode."+c.name, func() (integritySubject, error) { return s.integrityAgent(ctx, c.config) })
 		if err != nil {
 			return nil, err
@@ -71,7 +78,7 @@ func (s *session) integrity(ctx context.Context) (rows []Row, err error) {
 		rows = append(rows, row)
 	}
 	for i, under := range []string{"", ".nooffload"} {
-		for _, c := range combine(offloads) {
+		for _, c := range combine(engines, offloads, wires) {
 			row, err := s.integrityOf(ctx, "integrity.crossnode"+under+"."+c.name, func() (integritySubject, error) { return s.integrityAgents(ctx, c.config, i == 0) })
 			if err != nil {
 				return nil, err
@@ -80,6 +87,17 @@ func (s *session) integrity(ctx context.Context) (rows []Row, err error) {
 		}
 	}
 	return rows, nil
+}
+
+// engines is the choice of those that this machine has.
+func (s *session) engines() choice {
+	rings, err := port.OpenRings(1)
+	if err != nil {
+		s.say("integrity without io_uring: %v", err)
+		return choice{engines.key, engines.values[:1], engines.names[:1]}
+	}
+	_ = rings.Close() // it was never used
+	return engines
 }
 
 // integritySubject is two pods joined by the switch.
@@ -94,7 +112,10 @@ func (s *session) integrityAgent(ctx context.Context, config map[string]any) (in
 		return nil, err
 	}
 	a.subnets, a.more = append(a.subnets, integritySubnet(1)), config
-	return a, a.start(ctx, s)
+	if err := a.start(ctx, s); err != nil {
+		return a, err
+	}
+	return a, a.expectEngine(ctx)
 }
 
 func (s *session) integrityAgents(ctx context.Context, config map[string]any, offloads bool) (integritySubject, error) {
@@ -106,7 +127,24 @@ func (s *session) integrityAgents(ctx context.Context, config map[string]any, of
 		a.each[i].subnets = append(a.each[i].subnets, integritySubnet(i+1))
 		a.each[0].peers[i].PodSubnets = a.each[i].subnets // both have the same slice
 	}
-	return a, a.start(ctx, s, offloads)
+	if err := a.start(ctx, s, offloads); err != nil {
+		return a, err
+	}
+	return a, errors.Join(a.each[0].expectEngine(ctx), a.each[1].expectEngine(ctx))
+}
+
+// expectEngine says if the agent does without the engine that it was told to have: a row of it would be about another one.
+func (n *agentNode) expectEngine(ctx context.Context) error {
+	var ports []struct{ Port, Engine string }
+	if err := agentGet(ctx, n.socket("admin.sock"), "/v1/offloads", &ports); err != nil {
+		return err
+	}
+	for _, p := range ports {
+		if p.Engine != "" && p.Engine != n.more[engines.key] {
+			return fmt.Errorf("%s is read and written by %s, although %s is %v", p.Port, p.Engine, engines.key, n.more[engines.key])
+		}
+	}
+	return nil
 }
 
 func integritySubnet(node int) string { return fmt.Sprintf("fd00:10:244:%d::/64", node) }
