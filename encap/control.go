@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tapyard/switch/drop"
 	"tapyard/switch/frame"
 	"tapyard/switch/mmsg"
 	"tapyard/switch/port"
@@ -110,9 +111,8 @@ func (c *control) test(p *Peer, test uint32) (size int) {
 		fillTest(c.pool.Reserve(0, n), test, uint32(number))
 		f := c.pool.Commit(n)
 		f.Meta = testMeta
-		q.gatherSlices(0, f, p, testFlags, size)
-		q.transmit()
-		q.reasons[0] = 0
+		q.sendSlices(0, f, p, testFlags, size)
+		q.reasons[0] = drop.None
 		f.Release()
 	}
 	return size

@@ -222,13 +222,22 @@ func TestOuterHeaders(t *testing.T) {
 func requireOuter(t *testing.T, b []byte, from *node, vni uint32, inner []byte) *layers.UDP {
 	t.Helper()
 	packet := gopacket.NewPacket(b, layers.LayerTypeEthernet, gopacket.Default)
-	udp := packet.Layer(layers.LayerTypeUDP).(*layers.UDP)
 	vx, _ := packet.Layer(layers.LayerTypeVXLAN).(*layers.VXLAN)
-	if udp.DstPort != 4789 || udp.SrcPort < 61000 || vx == nil || !vx.ValidIDFlag || vx.GBPExtension || vx.VNI != vni {
-		t.Fatalf("ports %d > %d, VXLAN %+v, want VNI %d", udp.SrcPort, udp.DstPort, vx, vni)
+	if vx == nil || !vx.ValidIDFlag || vx.GBPExtension || vx.VNI != vni {
+		t.Fatalf("VXLAN %+v, want VNI %d", vx, vni)
 	}
 	if !bytes.Equal(vx.Payload, inner) {
 		t.Fatalf("inner frame\n got %x\nwant %x", vx.Payload, inner)
+	}
+	return requireUDP(t, b, packet, from)
+}
+
+// requireUDP requires what all datagrams of a node have.
+func requireUDP(t *testing.T, b []byte, packet gopacket.Packet, from *node) *layers.UDP {
+	t.Helper()
+	udp := packet.Layer(layers.LayerTypeUDP).(*layers.UDP)
+	if udp.DstPort != 4789 || udp.SrcPort < 61000 {
+		t.Fatalf("ports %d > %d", udp.SrcPort, udp.DstPort)
 	}
 	ip := b[wire.EthernetLen:]
 	src, dst, v6 := wire.IPv6(ip).Src, wire.IPv6(ip).Dst, true

@@ -2,11 +2,12 @@ package encap
 
 import (
 	"tapyard/switch/drop"
+	"tapyard/switch/frame"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
 
-// maxPartials is how many incomplete messages a queue holds, 1 MiB: one per source whose slices the kernel doesn't hand
+// maxPartials is how many incomplete messages a queue holds, 1.1 MiB: one per source whose slices the kernel doesn't hand
 // over in one piece. Those of a burst come from few.
 const maxPartials = 16
 
@@ -28,6 +29,7 @@ type partial struct {
 	lost   sliceHeader // of the last message that was given up
 	tos    uint8       // the outer one: that of the first slice, or that of one with CE
 	slices int
+	size   int    // of each but the last, bytes
 	buf    []byte // maxMessageLen bytes
 	n      int    // of buf
 }
@@ -64,32 +66,37 @@ func (s *partials) entry(from *sockaddr, peer *Peer, st *port.Stats) *partial {
 	return p
 }
 
-// take returns the message that a slice with header h and n further bytes begins, or goes on with; or nil if it does
+// take returns the message that a slice with header h and n bytes in all begins, or goes on with; or nil if it does
 // neither. What it interrupts is given up.
 func (s *partials) take(from *sockaddr, peer *Peer, h sliceHeader, n int, st *port.Stats) *partial {
 	p := s.entry(from, peer, st)
-	if p.next == h && p.n+n <= maxMessageLen {
+	if p.next == h && p.fits(h, n) {
 		return p
 	}
 	s.giveUp(p, st)
-	if h.index() > 0 || n > maxMessageLen {
+	if h.index() > 0 || n-prefixLen(h.last()) > frame.MaxLen {
 		p.lose(h)
 		return nil
 	}
 	if p.buf == nil {
 		p.buf = make([]byte, maxMessageLen) // once per entry
 	}
-	p.next, p.tos, p.slices, p.n = h, 0, 0, 0
+	p.next, p.tos, p.slices, p.size, p.n = h, 0, 0, n, 0
 	s.open++
 	return p
 }
 
-// add appends the bytes of the expected slice.
+// fits says that the expected slice may have n bytes: all have one size but the last, and the frame isn't too long.
+func (p *partial) fits(h sliceHeader, n int) bool {
+	return (n == p.size || n < p.size && h.index() == h.last()) && p.n+n-prefixLen(h.last()) <= frame.MaxLen
+}
+
+// add appends the expected slice.
 func (p *partial) add(slice []byte, tos uint8) {
 	if p.slices == 0 || tos&wire.ECNMask == wire.ECNCE {
 		p.tos = tos
 	}
-	p.n += copy(p.buf[p.n:], slice[sliceLen:])
+	p.n += copy(p.buf[p.n:], slice)
 	p.slices++
 	p.next += nextSlice
 }

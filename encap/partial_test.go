@@ -14,12 +14,21 @@ import (
 	"tapyard/switch/wire"
 )
 
-// slicesOf returns a message's datagrams, of size bytes but the last, written without package code.
+// slicesOf returns a message's datagrams, of size bytes but the last, written without package code. body is the offload
+// header and the frame.
 func slicesOf(flags byte, message uint16, body []byte, size int) (all [][]byte) {
 	last := (len(body) - 1) / (size - 8)
+	stream := append(make([]byte, 8), body[:10]...)
+	stream = append(stream, make([]byte, 8*last)...)
+	stream = append(stream, body[10:]...)
 	for i := 0; i <= last; i++ {
-		part := body[i*(size-8) : min(len(body), (i+1)*(size-8))]
-		all = append(all, append([]byte{flags, byte(message >> 8), byte(message), byte(i), 0, 0, 42, byte(last)}, part...))
+		if i > 0 {
+			copy(stream[18+8*(i-1):][:8], stream[i*size:])
+		}
+		copy(stream[i*size:], []byte{flags, byte(message >> 8), byte(message), byte(i), 0, 0, 42, byte(last)})
+	}
+	for i := 0; i <= last; i++ {
+		all = append(all, bytes.Clone(stream[i*size:min(len(stream), (i+1)*size)]))
 	}
 	return all
 }
@@ -119,24 +128,27 @@ func FuzzSlices(f *testing.F) {
 	p := frame.NewPool(frame.BurstSize, frame.DefaultArena)
 	body := bodyOf([]byte("a frame that is a little longer than a slice of it"))
 	var three []byte
-	for _, s := range slicesOf(0x51, 1, body, 30) {
+	for _, s := range slicesOf(0x51, 1, body, 34) {
 		three = append(three, s...)
 	}
-	f.Add(three, uint8(30), uint8(0), uint8(0))
-	f.Add(three, uint8(30), uint8(2), uint8(3))
-	f.Add(append(bytes.Clone(three), three...), uint8(30), uint8(1), uint8(0))
-	f.Add(three[30:], uint8(30), uint8(0), uint8(0))
+	f.Add(three, uint8(34), uint8(0), uint8(0), uint16(0))
+	f.Add(three, uint8(34), uint8(0), uint8(3), uint16(34)) // as expected
+	f.Add(three, uint8(34), uint8(1), uint8(0), uint16(34))
+	f.Add(three, uint8(34), uint8(0), uint8(0), uint16(26)) // rather longer
+	f.Add(three, uint8(34), uint8(2), uint8(3), uint16(0))
+	f.Add(append(bytes.Clone(three), three...), uint8(34), uint8(1), uint8(0), uint16(0))
+	f.Add(three[34:], uint8(34), uint8(0), uint8(0), uint16(0))
 	test := bodyOf(make([]byte, 20))
 	putOffload(test, &testMeta)
 	fillTest(test[10:], 5, 1)
-	f.Add(slicesOf(0x52, 1, test, 60)[0], uint8(60), uint8(0), uint8(0))
+	f.Add(slicesOf(0x52, 1, test, 60)[0], uint8(60), uint8(0), uint8(0), uint16(0))
 	for _, b := range ecnFrames(f) {
-		f.Add(slicesOf(0x51, 9, bodyOf(b), 255)[0], uint8(255), uint8(0), uint8(3))
+		f.Add(slicesOf(0x51, 9, bodyOf(b), 255)[0], uint8(255), uint8(0), uint8(3), uint16(0))
 	}
 	h, greeting := hello{asks: true, session: 1, echo: 2}, make([]byte, helloLen)
 	h.encode(greeting)
-	f.Add(greeting, uint8(helloLen), uint8(0), uint8(0))
-	f.Fuzz(func(t *testing.T, message []byte, size, cut, tos uint8) {
+	f.Add(greeting, uint8(helloLen), uint8(0), uint8(0), uint16(0))
+	f.Fuzz(func(t *testing.T, message []byte, size, cut, tos uint8, prefix uint16) {
 		if size = max(size, 1); len(message) == 0 {
 			t.Skip("FuzzDecap has it")
 		}
@@ -156,14 +168,24 @@ func FuzzSlices(f *testing.F) {
 				continue
 			}
 			q.from[0].encode(netip.AddrPortFrom(peer, 61000))
-			q.msgs[0].Len = uint32(copy(q.slots[0], part))
 			var n int
 			q.control[0], n = receivedWith(false, tos, uint16(size))
 			q.msgs[0].Hdr.SetControllen(n)
-			q.next, q.got = 0, 1
-			q.open()
+			q.msgs[0].Len = uint32(len(part))
+			q.direct.prefix = int(prefix)
 			for done := false; !done; {
 				var b frame.Burst
+				switch {
+				case q.next < q.got:
+				case q.direct.prefix == 0:
+					copy(q.slots[0], part)
+					q.next, q.got = 0, 1
+					q.open()
+				default: // the kernel fills one buffer after the other
+					q.next, q.got = 0, 0
+					room := p.Reserve(0, slotLen)
+					q.settle(&b, p, &st, room[:copy(room, part[copy(q.slots[0][:prefix], part):])])
+				}
 				done = q.deliver(&b, p, &st)
 				q.finish(&b)
 				for _, f := range b.Frames() {
@@ -208,11 +230,11 @@ func modelSlices(datagrams [][]byte, tos uint8) (frames []sent, drops map[drop.R
 		if len(d) == helloLen && d[0] == 0x54 && d[1] == 1 {
 			continue
 		}
-		if len(d) < 9 || d[0] != 0x51 && d[0] != 0x52 || d[3] > d[7] || d[3] == 0 && len(d) < 18 {
+		if len(d) < 9 || d[0] != 0x51 && d[0] != 0x52 || d[3] > d[7] || d[3] == 0 && len(d) < 18+8*int(d[7]) {
 			lose(drop.NotVXLAN, 1)
 			continue
 		}
-		goesOn := len(parts) > 0 && int(d[3]) == len(parts) && bytes.Equal(d[:3], parts[0][:3]) && bytes.Equal(d[4:8], parts[0][4:8])
+		goesOn := len(parts) > 0 && (len(d) == len(parts[0]) || d[3] == d[7] && len(d) < len(parts[0])) && int(d[3]) == len(parts) && bytes.Equal(d[:3], parts[0][:3]) && bytes.Equal(d[4:8], parts[0][4:8])
 		if !goesOn {
 			lose(drop.SliceLost, len(parts))
 			parts = nil
@@ -224,11 +246,12 @@ func modelSlices(datagrams [][]byte, tos uint8) (frames []sent, drops map[drop.R
 		if parts = append(parts, d); d[3] < d[7] {
 			continue
 		}
-		var body []byte
-		for _, part := range parts {
-			body = append(body, part[8:]...)
+		stream := bytes.Join(parts, nil)
+		for i := 1; i < len(parts); i++ {
+			copy(stream[i*len(parts[0]):], stream[10+8*i:][:8])
 		}
-		inner, reason := modelECN(tos, body[10:])
+		body := stream[8:]
+		inner, reason := modelECN(tos, stream[18+8*(len(parts)-1):])
 		switch {
 		case d[0] == 0x52:
 		case reason != drop.None:

@@ -25,7 +25,7 @@ const (
 
 // rxQueue receives from one socket for one worker. It implements port.RxQueue.
 //
-// Messages are received into slots and copied: only then is known how long each frame is, and those in
+// Messages are received into slots and copied (but see direct): only then is known how long each frame is, and those in
 // a pool lie one behind the other. What goes on where the frame before it ended is joined to that while it is
 // copied, so that what a peer's pod sent in one piece crosses this switch in one. What the burst or the pool has no
 // room for waits in its slot for the next Recv, which the worker calls although the socket may be empty: Recv said
@@ -41,6 +41,7 @@ type rxQueue struct {
 	next     int                   // the slots from next to got-1 hold messages
 	got      int
 	rest     message // of slot next
+	direct   direct
 	joiner   frame.Joiner
 	partials partials
 	hellos   chan<- heard // nil in a plain Tunnel
@@ -79,8 +80,19 @@ func (q *rxQueue) FD() int { return q.fd }
 func (q *rxQueue) Recv(_ int, b *frame.Burst, p *frame.Pool, st *port.Stats) (more bool) {
 	more = true
 	for budget := frame.BurstSize - b.Len(); more && budget > 0; {
-		if q.next == q.got {
+		switch {
+		case q.next < q.got:
+		case q.direct.prefix == 0:
 			more = q.receive(min(budget, rxSlots))
+		default:
+			q.finish(b)
+			room := p.Reserve(0, slotLen)
+			if b.Full() || room == nil {
+				return true
+			}
+			more = q.receiveDirect(b, p, st, room)
+			budget--
+			continue
 		}
 		budget -= q.got - q.next
 		if !q.deliver(b, p, st) {
@@ -94,9 +106,7 @@ func (q *rxQueue) Recv(_ int, b *frame.Burst, p *frame.Pool, st *port.Stats) (mo
 // receive fills up to n empty slots and reports whether more messages may be waiting.
 func (q *rxQueue) receive(n int) (more bool) {
 	for i := range q.msgs[:n] {
-		// The kernel has set the lengths to those of what it wrote.
-		q.msgs[i].Hdr.Namelen = uint32(len(q.from[i]))
-		q.control[i].attach(&q.msgs[i].Hdr)
+		q.prepare(i)
 	}
 	q.next, q.got = 0, 0
 	got, errno := mmsg.Recv(q.fd, q.msgs[:n])
@@ -108,6 +118,12 @@ func (q *rxQueue) receive(n int) (more bool) {
 		q.open()
 	}
 	return got == n
+}
+
+// prepare makes slot i ready: the kernel has set the lengths to those of what it wrote.
+func (q *rxQueue) prepare(i int) {
+	q.msgs[i].Hdr.Namelen = uint32(len(q.from[i]))
+	q.control[i].attach(&q.msgs[i].Hdr)
 }
 
 // open begins on slot next.

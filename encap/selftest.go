@@ -68,10 +68,9 @@ func nextTest(x uint64, b *[8]byte) uint64 {
 }
 
 // verify notes for the peer's next hello that a message of its test has arrived as it was sent.
-func (l *link) verify(message []byte) {
+func (l *link) verify(offload, b []byte) {
 	var m frame.Meta
-	getOffload(message, &m)
-	b := message[offloadLen:]
+	getOffload(offload, &m)
 	if m != testMeta || !isTest(b) {
 		return
 	}

@@ -10,13 +10,15 @@ import (
 // Read README.md, the format's definition, first.
 
 const (
-	// sliceLen is the length of the header of a slice, and offloadLen that of what stands between the first one and the
-	// frame.
+	// sliceLen is the length of the header of a slice, and offloadLen that of what follows the first one.
 	sliceLen   = 8
 	offloadLen = wire.VirtioNetLen
-	// maxMessageLen is the longest message in bytes, without slices' headers.
-	maxMessageLen = offloadLen + frame.MaxLen
-	maxSlices     = 256
+	maxSlices  = 256
+	// maxMessageLen is the longest message in bytes, with all headers.
+	maxMessageLen = maxSlices*sliceLen + offloadLen + frame.MaxLen
+	// maxPrefix is the longest prefix of a message that this node sends: of 90 slices, which is what the longest frame takes
+	// in the smallest datagrams that hold as long a one.
+	maxPrefix = 730
 
 	// The first byte of a datagram that is no VXLAN: wherever VXLAN or one of its extensions is understood, it is dropped,
 	// since VXLAN's flag I (0x08) is clear.
@@ -31,18 +33,32 @@ type sliceHeader uint64
 
 const nextSlice sliceHeader = 1 << 32
 
+// prefixLen returns the length of what stands before the frame in a message whose last slice has index last: slice
+// header, offload header, and what of the frame is where the other slices' headers are.
+func prefixLen(last int) int { return sliceLen + offloadLen + last*sliceLen }
+
+// frameIn puts back into a message what its slices' headers have displaced, and returns the frame. The first slice has
+// size bytes, and its prefix whole; the last one has more than a header.
+func frameIn(message []byte, last, size int) []byte {
+	table := message[sliceLen+offloadLen:]
+	for n := range last {
+		copy(message[(n+1)*size:][:sliceLen], table[n*sliceLen:])
+	}
+	return message[prefixLen(last):]
+}
+
 func makeSliceHeader(flags uint8, message uint16, vni uint32, last uint8) sliceHeader {
 	return sliceHeader(flags)<<56 | sliceHeader(message)<<40 | sliceHeader(vni&(1<<24-1))<<8 | sliceHeader(last)
 }
 
 // sliceHeaderOf returns the header of a datagram, or 0, which is none, if that is no slice. A slice isn't empty, and the
-// first one of a message has the offload header whole.
+// first one of a message has the prefix whole.
 func sliceHeaderOf(datagram []byte) sliceHeader {
 	if len(datagram) <= sliceLen || datagram[0] != sliceFlags && datagram[0] != testFlags {
 		return 0
 	}
 	h := sliceHeader(binary.BigEndian.Uint64(datagram))
-	if h.index() > h.last() || h.index() == 0 && len(datagram) < sliceLen+offloadLen {
+	if h.index() > h.last() || h.index() == 0 && len(datagram) < prefixLen(h.last()) {
 		return 0
 	}
 	return h

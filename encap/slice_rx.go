@@ -9,8 +9,7 @@ import (
 )
 
 // slices takes those of one message off the rest of what was received, which begins with one that has header h: all of
-// them if they are there, or the first. It returns how many bytes
-// that is, negative when b or p is full.
+// them if they are there, or the first. It returns how many bytes that is, negative when b or p is full.
 func (q *rxQueue) slices(b *frame.Burst, p *frame.Pool, st *port.Stats, h sliceHeader) int {
 	q.finish(b)
 	if b.Full() {
@@ -39,38 +38,41 @@ func (m *message) whole(h sliceHeader) int {
 
 // assemble appends the frame of a message that is there whole, in n bytes of slices. It returns n, or -1 when p is full.
 func (q *rxQueue) assemble(b *frame.Burst, p *frame.Pool, st *port.Stats, h sliceHeader, n int) int {
-	slices, size := q.rest.bytes[:n], q.rest.size
-	room := p.Reserve(0, n-(h.last()+1)*sliceLen-offloadLen)
+	message := q.rest.bytes[:n]
+	room := p.Reserve(0, n-prefixLen(h.last()))
 	if room == nil {
 		return -1
 	}
 	q.partials.abandon(&q.from[q.next], st)
-	at := copy(room, slices[sliceLen+offloadLen:min(size, n)])
-	for from := size; from < n; from += size {
-		at += copy(room[at:], slices[from+sliceLen:min(from+size, n)])
-	}
-	if reason := decapsulateECN(q.rest.tos, room); reason != drop.None {
-		dropSlices(reason, h.last()+1, slices, q.rest.from, st)
-		return n
-	}
-	q.commit(b, p, h, len(room), slices[sliceLen:])
+	q.deliverFrame(b, p, st, h, message, q.rest.size, q.rest.tos, room)
+	q.direct.prefix = prefixLen(h.last())
 	return n
 }
 
+// deliverFrame appends the frame of a message, for which room was reserved last.
+func (q *rxQueue) deliverFrame(b *frame.Burst, p *frame.Pool, st *port.Stats, h sliceHeader, message []byte, size int, tos uint8, room []byte) {
+	copy(room, frameIn(message, h.last(), size))
+	if reason := decapsulateECN(tos, room); reason != drop.None {
+		dropSlices(reason, h.last()+1, room, q.rest.from, st)
+		return
+	}
+	q.commit(b, p, h, len(room), message, q.rest.peer)
+}
+
 // commit appends the frame whose n bytes are in what was last reserved of p.
-func (q *rxQueue) commit(b *frame.Burst, p *frame.Pool, h sliceHeader, n int, offload []byte) {
+func (q *rxQueue) commit(b *frame.Burst, p *frame.Pool, h sliceHeader, n int, prefix []byte, from *Peer) {
 	f := p.Commit(n)
-	f.VNI, f.Peer = h.vni(), q.rest.peer.Index
-	getOffload(offload, &f.Meta)
+	f.VNI, f.Peer = h.vni(), from.Index
+	getOffload(prefix[sliceLen:], &f.Meta)
 	b.Append(f)
-	q.rest.peer.link.rxWhole.Add(1)
+	from.link.rxWhole.Add(1)
 }
 
 // collect adds one slice to what there is of its message, and appends the frame if it is the last one. It returns the
 // slice's length, or -1 when p is full.
 func (q *rxQueue) collect(b *frame.Burst, p *frame.Pool, st *port.Stats, h sliceHeader) int {
 	slice := q.rest.bytes[:min(q.rest.size, len(q.rest.bytes))]
-	part := q.partials.take(&q.from[q.next], q.rest.peer, h, len(slice)-sliceLen, st)
+	part := q.partials.take(&q.from[q.next], q.rest.peer, h, len(slice), st)
 	switch {
 	case part == nil:
 		st.RxDropped(drop.SliceLost, slice, q.rest.from)
@@ -79,20 +81,15 @@ func (q *rxQueue) collect(b *frame.Burst, p *frame.Pool, st *port.Stats, h slice
 	case h.test():
 		part.add(slice, q.rest.tos)
 		q.partials.close(part)
-		part.peer.link.verify(part.buf[:part.n])
+		part.peer.link.verify(part.buf[sliceLen:], frameIn(part.buf[:part.n], h.last(), part.size))
 	default:
-		room := p.Reserve(0, part.n+len(slice)-sliceLen-offloadLen)
+		room := p.Reserve(0, part.n+len(slice)-prefixLen(h.last()))
 		if room == nil {
 			return -1
 		}
 		part.add(slice, q.rest.tos)
 		q.partials.close(part)
-		copy(room, part.buf[offloadLen:part.n])
-		if reason := decapsulateECN(part.tos, room); reason != drop.None {
-			dropSlices(reason, part.slices, room, q.rest.from, st)
-		} else {
-			q.commit(b, p, h, len(room), part.buf)
-		}
+		q.deliverFrame(b, p, st, h, part.buf[:part.n], part.size, part.tos, room)
 	}
 	return len(slice)
 }

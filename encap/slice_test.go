@@ -3,10 +3,15 @@ package encap
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"golang.org/x/sys/unix"
 
 	"tapyard/bench/seed"
 	"tapyard/switch/drop"
@@ -227,4 +232,105 @@ func TestSlicesCarryCongestionMarks(t *testing.T) {
 		t.Errorf("%d frames of pods that don't understand the mark arrived with it", len(all))
 	}
 	requireDrops(t, &in.st, map[drop.Reason]counted{drop.ECNNotCapable: {4, 4}})
+}
+
+// What stands on the wire is what README.md says, read by gopacket and by the model.
+func TestSlicesOnTheWire(t *testing.T) {
+	for family := range families {
+		t.Run(family, func(t *testing.T) {
+			r := seed.Rand(t)
+			a, b := newUnderlay(t, family)
+			a.open(t, 1)
+			size := fullSize(family)
+			a.slicing(size)
+			var fd int
+			b.ns.Do(t, func() { fd = capture(t, "under") })
+			out := newSender(a.tunnel, 0)
+			for n := range 20 {
+				inner, m := randomSuper(r, 5000, 0)
+				if n == 0 || !m.IsSuper() {
+					inner, m = udpFrame(5000, randomBytes(r, 64000), 1400)
+				}
+				out.add(t, inner).Meta = m
+				out.send(t)
+				var datagrams [][]byte
+				for len(datagrams) == 0 || len(datagrams) <= int(datagrams[0][7]) {
+					b := nextUDP(t, fd)
+					packet := gopacket.NewPacket(b, layers.LayerTypeEthernet, gopacket.Default)
+					if packet.Layer(layers.LayerTypeUDP).(*layers.UDP).DstPort != DefaultPort {
+						continue // the kernel's own multicast
+					}
+					udp := requireUDP(t, b, packet, a)
+					if len(udp.Payload) > size || udp.Payload[0]&0x08 != 0 || !bytes.Equal(udp.Payload[4:7], []byte{0, 0, 42}) {
+						t.Fatalf("%d bytes %x... of at most %d", len(udp.Payload), udp.Payload[:8], size)
+					}
+					datagrams = append(datagrams, bytes.Clone(udp.Payload))
+				}
+				frames, drops := modelSlices(datagrams, 0)
+				if len(frames) != 1 || len(drops) != 0 || !bytes.Equal(frames[0].bytes, inner) || frames[0].meta != m {
+					t.Fatalf("%d slices are %d frames, drops %v; want %d bytes with %+v", len(datagrams), len(frames), drops, len(inner), m)
+				}
+			}
+		})
+	}
+}
+
+// A kernel that can't cut for a socket gets the slices one by one, and operators are told.
+func TestSlicesCutByNobody(t *testing.T) {
+	a, b := newUnderlay(t, "IPv4")
+	a.open(t, 1)
+	b.open(t, 1)
+	a.slicing(1472)
+	for _, fd := range a.tunnel.fds[1:] {
+		must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1)) // EINVAL: udp_send_skb
+	}
+	out, in := newSender(a.tunnel, 0), newReceiver(b.tunnel)
+	inner, m := super(t)
+	for range 2 {
+		for range 3 {
+			out.add(t, inner).Meta = m
+		}
+		out.send(t)
+		receiveSent(t, in, [][]sent{{{inner, m}, {inner, m}, {inner, m}}})
+	}
+	requireDrops(t, &out.st, nil)
+	requireDrops(t, &in.st, nil)
+	if err := a.tunnel.Segmentation(); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("segmentation: %v", err)
+	}
+}
+
+// What a burst has between, before and after a message of slices, of all of a flow's frames, is in its order and whole,
+// whether the receiver expected the one or the other.
+func TestSlicesAmongOthers(t *testing.T) {
+	r := seed.Rand(t)
+	a, b := newUnderlay(t, "IPv4")
+	a.open(t, 1)
+	b.open(t, 1)
+	out, in := newSender(a.tunnel, 0), newReceiver(b.tunnel)
+	big, bigMeta := udpFrame(5000, randomBytes(r, 60000), 1400)
+	for range 100 {
+		a.slicing(1472 * r.IntN(2)) // or in plain VXLAN
+		var want [][]byte
+		for range 1 + r.IntN(6) {
+			bytes, m := big, bigMeta
+			if r.IntN(3) > 0 {
+				bytes, m = randomSuper(r, 5000, r.IntN(3))
+			}
+			f := out.add(t, bytes)
+			f.Meta = m
+			want = append(want, wireForm(t, bytes, m)...)
+			if r.IntN(3) == 0 { // as when it is flooded
+				out.b.Append(f.Clone())
+				want = append(want, wireForm(t, bytes, m)...)
+			}
+		}
+		out.send(t)
+		for i, got := range in.receive(t, len(want)) {
+			if !bytes.Equal(unnumbered(got.bytes), unnumbered(want[i])) {
+				t.Fatalf("frame %d of %d\n got %x\nwant %x", i, len(want), got.bytes, want[i])
+			}
+		}
+	}
+	requireDrops(t, &in.st, nil)
 }

@@ -50,6 +50,7 @@ type txQueue struct {
 	reasons [frame.BurstSize]drop.Reason // why frames[i] wasn't sent, wholly
 	segs    frame.Segmenter
 	message uint16 // of the last frame that went in slices
+	slicer  slicer
 
 	// The datagrams of the next sendmmsg, all in one lane, and the messages that they make up.
 	fd      int
@@ -118,7 +119,8 @@ func (q *txQueue) gather(i int) {
 		q.reasons[i] = drop.UnknownPeer
 	case f.IsSuper():
 		if size := q.t.wire(peer, true); takesSlices(f.Len(), size) {
-			q.gatherSlices(i, f, peer, sliceFlags, size)
+			peer.link.sent.Add(1)
+			q.sendSlices(i, f, peer, sliceFlags, size)
 			return
 		}
 		q.gatherSegments(i, f, peer)
@@ -289,10 +291,6 @@ func (q *txQueue) oneByOne(i int) bool {
 func (q *txQueue) note(t train, errno unix.Errno) {
 	reason := reasonOf(errno)
 	q.reasons[q.owner[t.first]] = reason
-	if peer := q.peers.byIndex[t.peer]; reason == drop.TooBig && peer != nil && q.hdrs[t.first][0] == sliceFlags {
-		peer.link.size.Store(0)
-		peer.link.tooBig.Store(true)
-	}
 	if reason != drop.TxFull {
 		q.t.refusal.note(t.peer, q.datagramLen(t.first), errno)
 	}
