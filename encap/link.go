@@ -68,6 +68,9 @@ func (p *Peer) Wire() string {
 	return "vxlan"
 }
 
+// Slices says whether super-frames cross to the peer whole, in slices. It may be called from any goroutine.
+func (p *Peer) Slices() bool { return p.link != nil && p.link.size.Load() != 0 }
+
 func (l *link) say(format string, args ...any) {
 	s := fmt.Sprintf(format, args...)
 	l.said.Store(&s)

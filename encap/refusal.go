@@ -78,3 +78,14 @@ func (t *Tunnel) Segmentation() error {
 	}
 	return nil
 }
+
+// Trains says for operators which way several datagrams cross the kernel in one message, or why they don't.
+func (t *Tunnel) Trains() string {
+	if t.cfg.Singly {
+		return "off"
+	}
+	if err := t.Segmentation(); err != nil {
+		return "UDP_GRO; can't " + err.Error()
+	}
+	return "UDP_SEGMENT, UDP_GRO"
+}

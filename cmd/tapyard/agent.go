@@ -251,7 +251,7 @@ func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 		return links, err
 	}
 	tunnel, err := encap.Open(encap.Config{Name: "vxlan", Local: a.cfg.Underlay[0], Port: a.cfg.Port,
-		Workers: a.cfg.workers(), Peers: links.VTEPs, Singly: a.without.singly, Plain: a.cfg.Wire == wirePlain})
+		Workers: a.cfg.workers(), Peers: links.VTEPs, Singly: a.without.singly, Plain: a.without.slices})
 	if err != nil {
 		return links, err
 	}

@@ -29,8 +29,8 @@ func doctorOffloadsCommand() *cobra.Command {
 		Short: "Prove on this kernel, with real bytes, each offload that the switch uses",
 		Long: `Moves TCP streams and UDP trains between two network namespaces of its own, over TAP devices as pods have them,
 and frames between two tunnels, and compares every byte at the far end. It takes a tenth of a second, disturbs
-nothing and leaves nothing behind. An agent does the same when it starts, and does without an offload of TAP devices
-that fails; 'tapyard show offloads' tells what it uses. The exit status is 1 if anything fails.`,
+nothing and leaves nothing behind. An agent does the same when it starts, and does without what fails; 'tapyard show
+offloads' tells what it uses, and 'tapyard show peers' how super-frames cross to each peer. The exit status is 1 if anything fails.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "" && output != "json" {

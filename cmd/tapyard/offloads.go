@@ -35,6 +35,7 @@ func (c *config) off(name string) bool {
 type offloads struct {
 	taps   port.Caps
 	singly bool // the tunnel's datagrams
+	slices bool // of super-frames, to peers that take them
 }
 
 // chooseOffloads leaves off what the configuration says and what this kernel has failed to do right.
@@ -44,7 +45,7 @@ func (a *agent) chooseOffloads() {
 			a.without.taps |= 1 << i
 		}
 	}
-	a.without.singly = a.cfg.off(offTrains)
+	a.without.singly, a.without.slices = a.cfg.off(offTrains), a.cfg.Wire == wirePlain
 	for _, r := range a.proofs() {
 		if r.OK() {
 			continue
@@ -53,6 +54,7 @@ func (a *agent) chooseOffloads() {
 			"offload", r.Name, "test", r.Proof, "error", r.Err)
 		a.without.taps |= r.Caps
 		a.without.singly = a.without.singly || r.Name == selftest.Tunnel
+		a.without.slices = a.without.slices || r.Name == selftest.Wire
 	}
 }
 

@@ -60,7 +60,7 @@ var views = []view{
 				return []any{d.Port, d.Reason, d.Frames, d.WireFrames, age(time.Now(), d.ExampleAt)}
 			},
 			func(d observe.Drop) []string { return []string{d.Explain, d.Example} })},
-	{name: "offloads", short: "How TAPs are read and written, and which offloads each port takes; the switch does the others in software",
+	{name: "offloads", short: "How TAPs are read and written, which offloads each port takes (the switch does the others in software), and a tunnel's trains",
 		table: offloadTable},
 	{name: "workers", short: "How the threads that move frames share the work",
 		table: tableOf("WORKER\tTHREAD\tQUEUES\tTAKEN OVER\tRX FRAMES\tRX WIRE\tRX SHARE\tCPU SECONDS\tBUSY NOW", func(w observe.Worker) []any {
@@ -205,8 +205,8 @@ func blocksOf[T any](header string, row func(T) []any, lines func(T) []string) f
 
 // offloadTable renders the ports in a table and, below it, why TAPs have the engine that they have: all the same one.
 func offloadTable(raw []byte, w io.Writer) error {
-	table := tableOf("PORT\tENGINE\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO", func(o observe.Offload) []any {
-		return []any{o.Port, or(o.Engine), o.Checksum, o.TSO4, o.TSO6, o.ECN, o.USO}
+	table := tableOf("PORT\tENGINE\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO\tTRAINS", func(o observe.Offload) []any {
+		return []any{o.Port, or(o.Engine), o.Checksum, o.TSO4, o.TSO6, o.ECN, o.USO, or(o.Trains)}
 	})
 	if err := table(raw, w); err != nil {
 		return err

@@ -106,6 +106,7 @@ type Drop struct {
 type Offload struct {
 	Port                           string `json:"port"`
 	Checksum, TSO4, TSO6, ECN, USO bool
+	Trains                         string `json:"trains"` // of a tunnel: how the kernel takes and gives several datagrams at once
 
 	// Of TAPs, and empty for others. The times are those of the trial at start: CPU time of a small frame between
 	// two TAPs by each engine, in nanoseconds, or 0 without one.
@@ -352,6 +353,9 @@ func (s *Source) Offloads() []Offload {
 		if tap, ok := v.Port.(interface{ Engine() port.Engine }); ok {
 			o.Engine, o.EngineReason = tap.Engine(), s.Engine.Reason
 			o.ReadWrite, o.IOUring = s.Engine.ReadWrite.Nanoseconds(), s.Engine.IOUring.Nanoseconds()
+		}
+		if t, ok := v.Port.(*encap.Tunnel); ok {
+			o.Trains = t.Trains()
 		}
 		offloads = append(offloads, o)
 	}

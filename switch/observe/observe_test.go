@@ -149,7 +149,7 @@ func TestViewsHaveTheirKeys(t *testing.T) {
 		"routes":    "vni prefix kind via mtu port peer",
 		"peers":     "name underlay podSubnets mac wire",
 		"drops":     "port reason frames wire_frames explain example example_at example_bytes example_head",
-		"offloads":  "port Checksum TSO4 TSO6 ECN USO engine engine_reason readwrite_ns io_uring_ns",
+		"offloads":  "port Checksum TSO4 TSO6 ECN USO engine engine_reason readwrite_ns io_uring_ns trains",
 		"workers":   "id thread queues taken rx rx_share cpu_seconds busy",
 		"config":    "name mtu",
 		"ledger":    "rx originated copied split tx merged consumed drops in_flight pool_live wire",

@@ -18,42 +18,71 @@ import (
 // tunnelPort is any but VXLAN's own, which a kernel's vxlan module may claim in every namespace.
 const tunnelPort = 47890
 
-// tunnel sends frames from one tunnel to another over the first end's loopback: as many of one length as
-// fill a message, shorter ones, and the longest.
-func (t *topology) tunnel() error {
+// underlay is what tunnels of a proof are on: the first end's loopback.
+func (t *topology) underlay(mtu int, prove func(from, to string) error) error {
 	return t.ends[0].enter(func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return fmt.Errorf("find lo: %w", err)
 		}
-		if err := netlink.LinkSetUp(lo); err != nil {
+		if err := errors.Join(netlink.LinkSetUp(lo), netlink.LinkSetMTU(lo, mtu)); err != nil {
 			return fmt.Errorf("set up lo: %w", err)
 		}
-		return errors.Join(t.tunnelOver("127.0.0.1", "127.0.0.2"), t.tunnelOver("::1", t.ends[0].addrs[ipv6].String()))
+		return errors.Join(prove("127.0.0.1", "127.0.0.2"), prove("::1", t.ends[0].addrs[ipv6].String()))
 	})
 }
 
-func (t *topology) tunnelOver(from, to string) error {
-	var tunnels [2]*encap.Tunnel
+// tunnels are two that are each other's only peer.
+type tunnels struct {
+	each  [2]*encap.Tunnel
+	peers [2]*encap.VTEPTable
+}
+
+func openTunnels(from, to string, plain bool) (ts *tunnels, err error) {
+	ts = new(tunnels)
 	addrs := [2]netip.Addr{netip.MustParseAddr(from), netip.MustParseAddr(to)}
-	for i := range tunnels {
-		peers := new(encap.VTEPTable)
-		err := peers.Set([]encap.Peer{{Name: "self-test", Underlay: addrs[1-i]}})
-		if err != nil {
-			return err
+	for i := range ts.each {
+		ts.peers[i] = new(encap.VTEPTable)
+		err = ts.peers[i].Set([]encap.Peer{{Name: peerName, Underlay: addrs[1-i]}})
+		if err == nil {
+			ts.each[i], err = encap.Open(encap.Config{Name: peerName, Local: addrs[i], Port: tunnelPort, Workers: 1, Peers: ts.peers[i], Plain: plain})
 		}
-		tunnels[i], err = encap.Open(encap.Config{Name: "self-test", Local: addrs[i], Port: tunnelPort, Workers: 1, Peers: peers})
 		if err != nil {
-			return err
+			ts.close()
+			return nil, err
 		}
-		defer tunnels[i].Close()
 	}
+	return ts, nil
+}
+
+func (ts *tunnels) close() {
+	for _, t := range ts.each {
+		if t != nil {
+			_ = t.Close()
+		}
+	}
+}
+
+const peerName = "self-test"
+
+// tunnel sends frames from one tunnel to another: as many of one length as fill a message, shorter ones, and the longest.
+func (t *topology) tunnel() error { return t.underlay(loopbackMTU, t.tunnelOver) }
+
+// loopbackMTU is the kernel's default.
+const loopbackMTU = 65536
+
+func (t *topology) tunnelOver(from, to string) error {
+	ts, err := openTunnels(from, to, true)
+	if err != nil {
+		return err
+	}
+	defer ts.close()
 	for _, sizes := range [][]int{repeated(1400, 40), repeated(60, frame.BurstSize), {1400, 1400, 900, 60, 1400}} {
-		if err := t.carry(tunnels, sizes); err != nil {
+		if err := t.carry(ts.each, sizes); err != nil {
 			return fmt.Errorf("from %s to %s: %w", from, to, err)
 		}
 	}
-	return tunnels[0].Segmentation()
+	return ts.each[0].Segmentation()
 }
 
 func repeated(size, n int) []int {
