@@ -66,16 +66,12 @@ func (q *tapTx) writeBatch(frames []*frame.Frame, sum *sent) {
 	}
 	left, _ := q.ring.Submit() // it fails when memory is short, and single writes need none of the ring's
 	done := frames[:len(frames)-left]
-	at := 0
-	for i, res, ok := q.ring.Next(); ok; i, res, ok = q.ring.Next() { // those that failed
-		for ; at < i; at++ {
-			q.account(done[at], 0, sum)
-		}
-		q.account(done[i], unix.Errno(-res), sum)
-		at = i + 1
+	var refused [frame.BurstSize]int32 // negative errnos
+	for i, res, ok := q.ring.Next(); ok; i, res, ok = q.ring.Next() {
+		refused[i] = res // which don't come in order: Linux 6.0 to 6.8 tell of the last one first
 	}
-	for ; at < len(done); at++ {
-		q.account(done[at], 0, sum)
+	for i, f := range done {
+		q.account(f, unix.Errno(-refused[i]), sum)
 	}
 	q.writeEach(frames[len(done):], sum)
 }

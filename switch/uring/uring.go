@@ -217,7 +217,8 @@ func (r *Ring) Submit() (left int, err error) {
 // added returns how many requests the kernel has not taken yet.
 func (r *Ring) added() uint32 { return r.tail - atomic.LoadUint32(r.sqHead) }
 
-// Next returns the next completion: which request it is of, and its result.
+// Next returns the next completion: which request it is of, and its result. Reads that succeed complete in their order;
+// what fails completes in any order, since Linux 6.0 to 6.8 turn it round.
 func (r *Ring) Next() (id int, res int32, ok bool) {
 	if r.head == atomic.LoadUint32(r.cqTail) {
 		return 0, 0, false
