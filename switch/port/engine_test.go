@@ -341,18 +341,29 @@ func TestTryEngines(t *testing.T) {
 	}
 }
 
-// Where io_uring is forbidden, as by the seccomp profile of containers, or missing, the other engine is chosen and the
-// reason says so.
+// Where io_uring is forbidden, in whole as by the seccomp profile of containers or in part, or missing, the other engine is
+// chosen and the reason says so. That holds also where it worked before.
 func TestChooseEngineWithoutIOUring(t *testing.T) {
-	for errno, says := range map[unix.Errno]string{unix.EPERM: "forbids", unix.ENOSYS: "5.19"} {
+	known := func() (Trial, error) { return Trial{500, 400}, nil }
+	for _, c := range []struct {
+		number uint32
+		errno  unix.Errno
+		says   string
+	}{
+		{unix.SYS_IO_URING_SETUP, unix.EPERM, "forbids"},
+		{unix.SYS_IO_URING_SETUP, unix.ENOSYS, "5.19"},
+		{unix.SYS_IO_URING_ENTER, unix.EPERM, "forbids"},
+	} {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			runtime.LockOSThread() // and never unlock: the filter ends with the thread
-			refuseSyscall(t, unix.SYS_IO_URING_SETUP, errno)
+			refuseSyscall(t, c.number, c.errno)
 			for _, wanted := range []Engine{IOUring, ""} {
-				if rings, c := ChooseEngine(wanted, 1, TryEngines); rings != nil || c.Engine != ReadWrite || !strings.Contains(c.Reason, says) {
-					t.Errorf("%v, wanted %q: %+v, rings %t; want %q in the reason", errno, wanted, c, rings != nil, says)
+				for _, try := range []func() (Trial, error){TryEngines, known} {
+					if rings, got := ChooseEngine(wanted, 1, try); rings != nil || got.Engine != ReadWrite || !strings.Contains(got.Reason, c.says) {
+						t.Errorf("%v, wanted %q: %+v, rings %t; want %q in the reason", c, wanted, got, rings != nil, c.says)
+					}
 				}
 			}
 		}()

@@ -103,6 +103,10 @@ func New(entries int) (*Ring, error) {
 	if err := r.mmap(&p); err != nil {
 		return nil, errors.Join(fmt.Errorf("map the queues of a ring of %d entries: %w", entries, err), r.Close())
 	}
+	// A seccomp profile may forbid this call alone; then each Submit would fail, which users of a ring take for a short memory.
+	if _, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, fd, 0, 0, 0, 0, 0); errno != 0 {
+		return nil, errors.Join(unavailable(errno), r.Close())
+	}
 	return r, nil
 }
 
