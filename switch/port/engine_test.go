@@ -341,6 +341,28 @@ func TestTryEngines(t *testing.T) {
 	}
 }
 
+// Before Linux 6.4 TAP devices don't take the ring's requests. The trial says so instead of which frame was missing first.
+func TestTrialOfAnOldKernel(t *testing.T) {
+	openRings(t, 1)                                           // or skip
+	file, err := os.OpenFile("/proc/self/comm", os.O_RDWR, 0) // takes none either, to this day
+	check(t, err)
+	defer file.Close()
+	OnThread(func() {
+		trial, err := newTrial()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer trial.close()
+		device := trial.to.fd
+		defer func() { trial.to.fd = device }()
+		trial.to.fd = int(file.Fd())
+		if _, err := trial.run(); err == nil || !strings.Contains(err.Error(), "Linux 6.4") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 // Where io_uring is forbidden, in whole as by the seccomp profile of containers or in part, or missing, the other engine is
 // chosen and the reason says so. That holds also where it worked before.
 func TestChooseEngineWithoutIOUring(t *testing.T) {

@@ -199,6 +199,9 @@ func (t *trial) prove() error {
 		return err
 	}
 	t.move()
+	if t.to.LastError() == unix.EOPNOTSUPP {
+		return errors.New("TAP devices have no RWF_NOWAIT; they do since Linux 6.4")
+	}
 	for i := range uint32(frames) {
 		var buf [2 * trialLen]byte
 		want := bytes.Clone(t.out[0])

@@ -70,7 +70,7 @@ const (
 	opWriteFixed     = 5
 	sqeSkipSuccess   = 1 << 6 // IOSQE_CQE_SKIP_SUCCESS
 	rwfNowait        = 0x8    // of linux/fs.h: what can't be done now is EAGAIN, and goes to no other thread
-	minKernelVersion = "5.19" // has all of these
+	minKernelVersion = "5.19" // has all of these; TAP devices have known rwfNowait since 6.4
 )
 
 // Ring is one pair of submission and completion queues. One goroutine at a time may use it, from any thread.
