@@ -341,10 +341,21 @@ func TestTryEngines(t *testing.T) {
 	}
 }
 
+// An agent whose pods need no TAPs starts also where none can be made: the trial fails, with what was made for it given back.
+func TestTrialWithoutTAPs(t *testing.T) {
+	OnThread(func() {
+		refuseSyscall(t, unix.SYS_IOCTL, unix.EPERM) // TUNSETIFF
+		if trial, err := newTrial(); trial != nil || !errors.Is(err, unix.EPERM) {
+			t.Errorf("%v, %v", trial, err)
+		}
+	})
+}
+
 // Before Linux 6.4 TAP devices don't take the ring's requests. The trial says so instead of which frame was missing first.
 func TestTrialOfAnOldKernel(t *testing.T) {
-	openRings(t, 1)                                           // or skip
-	file, err := os.OpenFile("/proc/self/comm", os.O_RDWR, 0) // takes none either, to this day
+	openRings(t, 1) // or skip
+	// It takes none either, to this day.
+	file, err := os.OpenFile("/proc/self/comm", os.O_RDWR, 0)
 	check(t, err)
 	defer file.Close()
 	OnThread(func() {

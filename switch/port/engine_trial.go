@@ -81,11 +81,11 @@ func (t *trial) run() (result Trial, err error) {
 }
 
 // newTrial moves the calling thread into a network namespace of its own.
-func newTrial() (t *trial, err error) {
+func newTrial() (_ *trial, err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, fmt.Errorf("make a network namespace: %w", err)
 	}
-	t = &trial{sender: -1, pool: frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize)}
+	t := &trial{sender: -1, pool: frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize)}
 	defer func() {
 		if err != nil {
 			t.close()
