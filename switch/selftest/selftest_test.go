@@ -1,10 +1,13 @@
 package selftest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"tapyard/bench/nstest"
 	"tapyard/switch/frame"
@@ -28,6 +31,19 @@ func TestRun(t *testing.T) {
 	if got := Failed(results); got != 0 {
 		t.Errorf("failed %b", got)
 	}
+}
+
+// Where the tests can't be made, that is an error; the agent goes on.
+func TestRunWithoutPrivilege(t *testing.T) {
+	port.OnThread(func() { // capabilities are a thread's
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+			t.Error(err)
+		}
+		if _, err := run(); !errors.Is(err, unix.EPERM) {
+			t.Errorf("%v, want %v", err, unix.EPERM)
+		}
+	})
 }
 
 // The process stays in its network namespace, whatever thread the caller is on.

@@ -56,8 +56,8 @@ type seen struct {
 	merged  bool
 }
 
-func newTopology() (t *topology, err error) {
-	t = &topology{
+func newTopology() (_ *topology, err error) {
+	t := &topology{
 		pool:  frame.NewPool(8*frame.BurstSize, frame.DefaultArena),
 		parts: frame.NewPool(frame.BurstSize, frame.DefaultArena),
 
@@ -82,11 +82,11 @@ func newTopology() (t *topology, err error) {
 }
 
 // newEnd moves the thread into a new namespace and makes a pod of it.
-func newEnd(number int) (e *end, err error) {
+func newEnd(number int) (_ *end, err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, fmt.Errorf("make a network namespace: %w", err)
 	}
-	e = &end{netns: -1, addrs: map[family]net.IP{
+	e := &end{netns: -1, addrs: map[family]net.IP{
 		ipv4: net.IPv4(192, 0, 2, byte(number)).To4(), // RFC 5737
 		ipv6: net.ParseIP(fmt.Sprintf("2001:db8::%d", number)),
 	}}
@@ -102,7 +102,10 @@ func newEnd(number int) (e *end, err error) {
 		return nil, err
 	}
 	e.tx = e.tap.Tx(0, &e.st)
-	return e, e.raise(number)
+	if err = e.raise(number); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 const device = "eth0"
