@@ -1,6 +1,9 @@
 package bench
 
 import (
+	"context"
+	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -45,5 +48,44 @@ func TestJudge(t *testing.T) {
 		if !strings.HasSuffix(got, want) || (got == "") != (want == "") {
 			t.Errorf("%s, low %v in %d pairs: %q, want %q", rows[i].Name, rows[i].Low, rows[i].Pairs, got, want)
 		}
+	}
+}
+
+// named is a subject that can do nothing but be told apart.
+type named struct {
+	subject
+	called string
+}
+
+func (n named) name() string { return n.called }
+
+// A run that doesn't count takes its neighbours along only if it is the switch's, and who never counts is left out.
+func TestRunsThatDontCountAreLeftOut(t *testing.T) {
+	s := &session{cfg: Config{Repeat: 3, Progress: io.Discard}, subjects: []subject{named{called: "tapyard"}, named{called: "good"}, named{called: "never"}, named{called: "once"}}}
+	tried := map[string]int{}
+	rows, err := s.interleave(t.Context(), "x", []metric{{unit: "Hz", long: "rate"}}, func(_ context.Context, sub subject) (values, error) {
+		n := tried[sub.name()]
+		tried[sub.name()]++
+		if sub.name() == "never" || n == 1 && (sub.name() == "tapyard" || sub.name() == "once") {
+			return values{1e9}, &imbalance{"lost"}
+		}
+		return values{float64(10 * (n + 1))}, nil
+	})
+	must(t, err)
+	got := map[string][]float64{}
+	for _, r := range rows {
+		got[r.Name] = r.Runs
+	}
+	// Rounds: 1 counts; 2 is void, for the switch's is; 3, which is the others' second, 4 and 5 do.
+	want := map[string][]float64{"x.good": {1, 1.5, 4.0 / 3, 1.25}, "x.once": {1, 4.0 / 3, 1.25},
+		"x.rate.tapyard": {10, 30, 40, 50}, "x.rate.good": {10, 20, 30, 40}, "x.rate.once": {10, 30, 40}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+	if want := map[string]int{"tapyard": 5, "good": 4, "never": voidMost, "once": 4}; !reflect.DeepEqual(tried, want) {
+		t.Errorf("tried %v, want %v", tried, want)
+	}
+	if len(s.notes) != 1 || !strings.Contains(s.notes[0], "never") || !strings.Contains(s.notes[0], "lost") {
+		t.Errorf("notes %q don't say who is left out and why", s.notes)
 	}
 }

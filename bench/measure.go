@@ -14,57 +14,86 @@ func (e *imbalance) Error() string {
 	return "the run doesn't count, its frames don't balance: " + e.account
 }
 
-// roundsMost bounds how many rounds are tried for one that counts.
-const roundsMost = 2
+const (
+	// roundsMost bounds how many rounds are tried for one that counts.
+	roundsMost = 2
+	// voidMost is how many runs of a peer are tried if none counts: nebula loses some frames of every burst, and counts none.
+	voidMost = 3
+)
 
-// interleave runs every subject in turn, A B A B, and makes rows of what they did. A round with a run that
-// doesn't count is left out, and another takes its place as long as roundsMost allows; that no round counts is an
-// error.
+// outcome is what the runs of one subject gave.
+type outcome struct {
+	runs    []values // by round; nil where it didn't count
+	counted int
+	void    error // of the last run that didn't count
+}
+
+// hopeless says that no more runs are tried.
+func (o *outcome) hopeless() bool { return o.counted == 0 && len(o.runs) >= voidMost }
+
+// interleave runs every subject in turn, A B A B, and makes rows of what they did. A run that doesn't count is left
+// out, and so is the round if it is the first subject's; there are more rounds instead as long as roundsMost allows. A
+// peer of which no run counts is noted; that none of the first subject's does is an error.
 func (s *session) interleave(ctx context.Context, base string, metrics []metric, run func(context.Context, subject) (values, error)) ([]Row, error) {
-	names := make([]string, len(s.subjects))
-	runs := make([][]values, len(s.subjects))
-	for i, sub := range s.subjects {
-		names[i] = sub.name()
-	}
-	var void error
-	counted := 0
-	for tried := 0; counted < s.cfg.Repeat && tried < roundsMost*s.cfg.Repeat; tried++ {
-		figures, err := s.round(ctx, fmt.Sprintf("%s %d/%d", base, counted+1, s.cfg.Repeat), metrics, run)
-		var uneven *imbalance
-		switch {
-		case errors.As(err, &uneven):
-			void = err
-			continue
-		case err != nil:
+	all := make([]outcome, len(s.subjects))
+	for range roundsMost * s.cfg.Repeat {
+		done := s.cfg.Repeat
+		for i := range all {
+			if !all[i].hopeless() {
+				done = min(done, all[i].counted)
+			}
+		}
+		if done == s.cfg.Repeat {
+			break
+		}
+		if err := s.round(ctx, fmt.Sprintf("%s %d/%d", base, done+1, s.cfg.Repeat), metrics[0], all, run); err != nil {
 			return nil, err
 		}
-		counted++
-		for i := range figures {
-			runs[i] = append(runs[i], figures[i])
-		}
 	}
-	if counted == 0 {
-		return nil, fmt.Errorf("%s: no round counted: %w", base, void)
+	if all[0].counted == 0 {
+		return nil, fmt.Errorf("%s: no round counted: %w", base, all[0].void)
+	}
+	var names []string
+	var runs [][]values
+	for i, o := range all {
+		names, runs = append(names, s.subjects[i].name()), append(runs, o.runs)
+		if o.counted == 0 {
+			s.note("%s: there is no figure of %s: %v", base, names[i], o.void)
+		}
 	}
 	return rowsOf(base, metrics, names, runs), nil
 }
 
-// round runs each subject once.
-func (s *session) round(ctx context.Context, title string, metrics []metric, run func(context.Context, subject) (values, error)) ([]values, error) {
-	var figures []values
-	for _, sub := range s.subjects {
+// round runs each subject once that isn't hopeless.
+func (s *session) round(ctx context.Context, title string, first metric, all []outcome, run func(context.Context, subject) (values, error)) error {
+	for i, sub := range s.subjects {
+		o := &all[i]
+		if i > 0 && o.hopeless() {
+			o.runs = append(o.runs, nil)
+			continue
+		}
 		v, err := run(ctx, sub)
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
-		if err != nil {
+		var uneven *imbalance
+		switch {
+		case errors.As(err, &uneven):
 			s.say("%s %s: %v", title, sub.name(), err)
-			return nil, fmt.Errorf("%s: %w", sub.name(), err)
+			v = nil
+			if o.void = err; i == 0 {
+				return nil
+			}
+		case err != nil:
+			s.say("%s %s: %v", title, sub.name(), err)
+			return fmt.Errorf("%s: %w", sub.name(), err)
+		default:
+			s.say("%s %s: %s %s", title, sub.name(), short(v[0]), first.unit)
+			o.counted++
 		}
-		s.say("%s %s: %s %s", title, sub.name(), short(v[0]), metrics[0].unit)
-		figures = append(figures, v)
+		o.runs = append(o.runs, v)
 	}
-	return figures, nil
+	return nil
 }
 
 // sayDisturbed says so when strangers took much of the machine's time during a run; see cpuUse.machineSeconds.
