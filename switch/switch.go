@@ -50,6 +50,7 @@ type Switch struct {
 	neighbors *neigh.Table
 	workers   []*worker
 	slow      *slowWorker
+	prepared  sync.WaitGroup // the workers' memory
 	running   sync.WaitGroup // the workers and the balancer
 	slowEnded sync.WaitGroup
 
@@ -87,21 +88,31 @@ func New(cfg Config) (*Switch, error) {
 		if err := w.open(); err != nil { // a process without descriptors for its workers can only end
 			return nil, fmt.Errorf("worker %d: %w", i, err)
 		}
-		if err := cfg.Rings.UsePools(i, w.pool, w.segs.pool); err != nil {
-			sw.log.Warn("frames are read and written more slowly", "worker", i, "error", err)
-		}
 		sw.workers = append(sw.workers, w)
 	}
 	sw.slow = newSlowWorker(sw, cfg.Workers)
 	for w := range local.stats {
 		local.stats[w].Now = sw.clock(w)
 	}
+	if cfg.Rings != nil {
+		for _, w := range sw.workers {
+			sw.prepared.Go(func() { w.prepare(cfg.Rings) })
+		}
+	}
 	return sw, nil
+}
+
+// prepare makes the worker's memory known to its ring. It takes the kernel 1 to 2 ms, in which a start does other things.
+func (w *worker) prepare(rings *port.Rings) {
+	if err := rings.UsePools(w.id, w.pool, w.segs.pool); err != nil {
+		w.sw.log.Warn("frames are read and written more slowly", "worker", w.id, "error", err)
+	}
 }
 
 // Start has the workers move frames. What is attached and routed before needs no order: frames wait in
 // the kernel meanwhile, and none is refused for a route that is still to come.
 func (sw *Switch) Start() {
+	sw.prepared.Wait()
 	for _, w := range sw.workers {
 		sw.running.Go(w.run)
 	}
@@ -188,6 +199,7 @@ func (sw *Switch) Stop() (Ledger, error) {
 		return Ledger{}, errors.New("the switch is stopped already")
 	}
 	var errs []error
+	sw.prepared.Wait() // if it was never started
 	for _, w := range sw.workers {
 		errs = append(errs, w.stop())
 	}
