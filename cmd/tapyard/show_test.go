@@ -72,11 +72,11 @@ func TestOffloadsTable(t *testing.T) {
 		EngineReason: "measured: it is the faster one", ReadWrite: 562, IOUring: 479}
 	pod := tap
 	pod.Port = "default/web-0"
-	got := table(t, "offloads", []observe.Offload{{Port: "vxlan", Checksum: true}, tap, pod})
-	want := `PORT           ENGINE    CHECKSUM  TSO4   TSO6   ECN    USO
-vxlan          -         true      false  false  false  false
-tapyard0       io_uring  true      true   true   true   true
-default/web-0  io_uring  true      true   true   true   true
+	got := table(t, "offloads", []observe.Offload{{Port: "vxlan", Checksum: true, Trains: "off"}, tap, pod})
+	want := `PORT           ENGINE    CHECKSUM  TSO4   TSO6   ECN    USO    TRAINS
+vxlan          -         true      false  false  false  false  off
+tapyard0       io_uring  true      true   true   true   true   -
+default/web-0  io_uring  true      true   true   true   true   -
 TAPs are read and written by io_uring: measured: it is the faster one.
 In the trial at start a small frame from TAP to TAP took 562 ns by readwrite and 479 ns by io_uring.
 `
