@@ -33,7 +33,7 @@ var importTable = []row{
 	{name: "1", packages: []string{"switch/frame", "switch/flow"}, only: []string{"switch/wire", "switch/drop"}},
 	{name: "2", packages: []string{"switch/port"}, only: []string{"switch/wire", "switch/drop", "switch/mmsg", "switch/uring", "switch/frame"},
 		outside: []string{"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "github.com/songgao/water", "github.com/mdlayher/packet",
-			"golang.org/x/net/bpf", "github.com/google/nftables"}},
+			"golang.org/x/net/bpf", "github.com/google/nftables", "github.com/cilium/ebpf"}},
 	{name: "3", packages: []string{"encap", "switch/fdb", "switch/neigh", "switch/policy", "switch/service", "cniplugin/ipam"}},
 	{name: "4", packages: []string{"switch/selftest"}, outside: []string{"github.com/vishvananda/netlink"}},
 	{name: "4", packages: []string{"switch"}, except: []string{"encap", "cniplugin/podapi"}},

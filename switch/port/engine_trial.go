@@ -158,8 +158,8 @@ func (t *trial) close() {
 
 // use has the trial move frames with rings, or with read and write if rings is nil.
 func (t *trial) use(rings *Rings) {
-	t.rx = tapRx{fd: t.from.fd, rings: rings}
-	t.tx = &tapTx{tap: t.to, st: &t.st, ring: rings.of(0)}
+	t.rx = tapRx{fd: t.from.fds[0], rings: rings}
+	t.tx = &tapTx{tap: t.to, fd: t.to.fds[0], st: &t.st, ring: rings.of(0)}
 }
 
 // fill sends n numbered frames, a multiple of a burst, to the device.

@@ -57,9 +57,9 @@ func TestTrialOfAnOldKernel(t *testing.T) {
 			return
 		}
 		defer trial.close()
-		device := trial.to.fd
-		defer func() { trial.to.fd = device }()
-		trial.to.fd = int(file.Fd())
+		device := trial.to.fds[0]
+		defer func() { trial.to.fds[0] = device }()
+		trial.to.fds[0] = int(file.Fd())
 		if _, err := trial.run(); err == nil || !strings.Contains(err.Error(), "Linux 6.4") {
 			t.Errorf("%v", err)
 		}

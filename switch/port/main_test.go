@@ -103,11 +103,18 @@ func openRings(t testing.TB, workers int) *Rings {
 
 func newTAPPod(t testing.TB, n int, rings *Rings) *pod {
 	t.Helper()
-	p := &pod{ns: nstest.New(t), pool: newTestPool(), rings: rings}
+	return newPodOf(t, n, TAPConfig{Rings: rings}, CreateTAP)
+}
+
+// newPodOf makes a pod with a device that create makes and cfg opens.
+func newPodOf(t testing.TB, n int, cfg TAPConfig, create func(device string) error) *pod {
+	t.Helper()
+	p := &pod{ns: nstest.New(t), pool: newTestPool(), rings: cfg.Rings}
 	device := fmt.Sprintf("tmp%d", n)
-	check(t, CreateTAP(device))
+	check(t, create(device))
+	cfg.Device, cfg.PortName, cfg.NetnsPath = device, "default/"+device, p.ns.Path()
 	var err error
-	p.tap, err = OpenTAP(TAPConfig{Device: device, PortName: "default/" + device, NetnsPath: p.ns.Path(), Rings: rings})
+	p.tap, err = OpenTAP(cfg)
 	check(t, err)
 	t.Cleanup(func() { p.tap.Remove() }) // an error means that the test has closed it
 	p.port = p.tap

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
@@ -16,12 +15,8 @@ import (
 
 // Read drivers/net/tun.c and Documentation/networking/tuntap.rst of the kernel first.
 
-// ErrDeviceBusy is returned by OpenTAP when another process holds the device's only queue.
+// ErrDeviceBusy is returned by OpenTAP when another process holds a queue of the device.
 var ErrDeviceBusy = errors.New("another process is attached to the device; is a second agent running? 'ip tuntap' names its users")
-
-// busyWait is how long OpenTAP waits for a killed predecessor's descriptor to go: the kernel closes it
-// some milliseconds after the process is reaped.
-const busyWait = 2 * time.Second
 
 // tunUSO4 and tunUSO6 are TUN_F_USO4 and TUN_F_USO6 of linux/if_tun.h (kernel 6.2), valid as a pair only.
 const tunUSO4, tunUSO6 = 0x20, 0x40
@@ -53,10 +48,16 @@ func (c Caps) less(without Caps) Caps {
 
 // CreateTAP makes a persistent TAP device in the calling thread's network namespace. It carries no
 // traffic until OpenTAP attaches its queue.
-func CreateTAP(device string) error {
+func CreateTAP(device string) error { return createTAP(device, false) }
+
+// CreateMultiQueueTAP makes one that may have several queues: how many, OpenTAP decides. A device keeps its kind, and
+// this one costs 6.4 MiB of the kernel's memory, since it has qdiscs for 256 queues; the other one 48 KiB.
+func CreateMultiQueueTAP(device string) error { return createTAP(device, true) }
+
+func createTAP(device string, multiQueue bool) error {
 	ifce, err := water.New(water.Config{
 		DeviceType:             water.TAP,
-		PlatformSpecificParams: water.PlatformSpecificParams{Name: device, Persist: true},
+		PlatformSpecificParams: water.PlatformSpecificParams{Name: device, Persist: true, MultiQueue: multiQueue},
 	})
 	if err != nil {
 		return fmt.Errorf("create TAP device %s (is /dev/net/tun there, and are we root?): %w", device, err)
@@ -72,14 +73,20 @@ type TAPConfig struct {
 	NetnsPath string // where the device will live, for reading its drop counter; "" is the agent's own
 	Without   Caps   // offloads to leave off
 	Rings     *Rings // that frames are read and written with; nil has a system call for each frame
+
+	// Queues above 1 are how many a device of CreateMultiQueueTAP gets. There are fewer where Steering has fewer
+	// workers, and one where it is nil or fails: without it, two queues reorder flows.
+	Queues   int
+	Steering *Steering
 }
 
-// TAP is a Port over a TAP device with one queue and virtio-net headers.
+// TAP is a Port over a TAP device with virtio-net headers and one queue, or several that flows are spread over.
 type TAP struct {
-	cfg  TAPConfig
-	fd   int
-	caps Caps
-	rx   [1]RxQueue // *tapRx
+	cfg       TAPConfig
+	fds       []int // of the queues, in the kernel's order
+	caps      Caps
+	rx        []RxQueue // *tapRx
+	unsteered error     // why there is one queue only
 
 	lastError atomic.Uint32 // errno of the last write that was refused for a reason of its own
 
@@ -89,59 +96,31 @@ type TAP struct {
 
 var _ Port = (*TAP)(nil)
 
-// OpenTAP attaches the queue of an existing device in the calling thread's network namespace and switches
-// on the offloads that the kernel has. The descriptor pins that namespace, so for a new pod the device is
+// OpenTAP attaches the queues of an existing device in the calling thread's network namespace and switches
+// on the offloads that the kernel has. The descriptors pin that namespace, so for a new pod the device is
 // opened in the agent's namespace and moved afterwards.
 func OpenTAP(cfg TAPConfig) (*TAP, error) {
-	fd, err := attachQueue(cfg.Device)
-	if err != nil {
-		return nil, fmt.Errorf("attach to TAP device %s: %w", cfg.Device, err)
-	}
-	t := &TAP{cfg: cfg, fd: fd}
+	t := &TAP{cfg: cfg}
 	if t.cfg.PortKind == "" {
 		t.cfg.PortKind = "tap"
 	}
-	if err := t.negotiate(); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("set up TAP device %s: %w", cfg.Device, err)
+	if err := t.attach(); err != nil {
+		return nil, errors.Join(fmt.Errorf("attach to TAP device %s: %w", cfg.Device, err), t.closeQueues())
 	}
-	t.rx[0] = &tapRx{fd: fd, rings: cfg.Rings}
+	for _, fd := range t.fds {
+		t.rx = append(t.rx, &tapRx{fd: fd, rings: cfg.Rings})
+	}
 	return t, nil
 }
 
-func attachQueue(device string) (int, error) {
-	ifr, err := unix.NewIfreq(device)
-	if err != nil {
-		return -1, fmt.Errorf("device name of %d characters, at most %d: %w", len(device), unix.IFNAMSIZ-1, err)
-	}
-	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open /dev/net/tun: %w", err)
-	}
-	for deadline := time.Now().Add(busyWait); ; time.Sleep(5 * time.Millisecond) {
-		if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err == nil {
-			return fd, nil
-		}
-		if err != unix.EBUSY || time.Now().After(deadline) {
-			break
-		}
-	}
-	unix.Close(fd)
-	if err == unix.EBUSY {
-		return -1, ErrDeviceBusy
-	}
-	return -1, fmt.Errorf("TUNSETIFF: %w", err)
-}
-
 func (t *TAP) negotiate() error {
-	if err := unix.IoctlSetPointerInt(t.fd, unix.TUNSETVNETHDRSZ, wire.VirtioNetLen); err != nil {
+	if err := unix.IoctlSetPointerInt(t.fds[0], unix.TUNSETVNETHDRSZ, wire.VirtioNetLen); err != nil {
 		return fmt.Errorf("TUNSETVNETHDRSZ: %w", err)
 	}
 	var err error
 	for _, caps := range offloads {
 		caps = caps.less(t.cfg.Without)
-		if err = unix.IoctlSetInt(t.fd, unix.TUNSETOFFLOAD, tunFlags(caps)); err == nil {
+		if err = unix.IoctlSetInt(t.fds[0], unix.TUNSETOFFLOAD, tunFlags(caps)); err == nil {
 			t.caps = caps
 			return nil
 		}
@@ -167,19 +146,22 @@ func (t *TAP) Engine() Engine {
 }
 
 // Rx implements Port.
-func (t *TAP) Rx() []RxQueue { return t.rx[:] }
+func (t *TAP) Rx() []RxQueue { return t.rx }
 
-// Tx implements Port. One write is atomic in the kernel, so any number of workers may send.
+// Tx implements Port. One write is atomic in the kernel, so any number of workers may send by any descriptor.
 func (t *TAP) Tx(worker int, st *Stats) TxQueue {
-	return &tapTx{tap: t, st: st, ring: t.cfg.Rings.of(worker)}
+	return &tapTx{tap: t, fd: t.fds[worker%len(t.fds)], st: st, ring: t.cfg.Rings.of(worker)}
 }
+
+// Unsteered says why a device that is to have several queues has one, or returns nil.
+func (t *TAP) Unsteered() error { return t.unsteered }
 
 // Close detaches from the device, which stays with its addresses and routes.
 func (t *TAP) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
-	return unix.Close(t.fd)
+	return t.closeQueues()
 }
 
 // LastError returns what the kernel said when it last refused a frame with reason tx_error, or nil.
@@ -190,15 +172,15 @@ func (t *TAP) LastError() error {
 	return nil
 }
 
-// Remove destroys the device, wherever it is: it loses its persistence and then its last user.
+// Remove destroys the device, wherever it is: it loses its persistence and then its last queue.
 func (t *TAP) Remove() error {
-	err := unix.IoctlSetInt(t.fd, unix.TUNSETPERSIST, 0)
+	err := unix.IoctlSetInt(t.fds[0], unix.TUNSETPERSIST, 0)
 	return errors.Join(err, t.Close())
 }
 
 // Gone says that the device was deleted under the port.
 func (t *TAP) Gone() bool {
-	p := []unix.PollFd{{Fd: int32(t.fd)}}
+	p := []unix.PollFd{{Fd: int32(t.fds[0])}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0
 }

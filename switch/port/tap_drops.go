@@ -40,7 +40,7 @@ func (t *TAP) deviceName() (string, error) {
 		return "", fmt.Errorf("the port is closed: %w", unix.EBADF)
 	}
 	var ifr unix.Ifreq
-	if err := unix.IoctlIfreq(t.fd, unix.TUNGETIFF, &ifr); err != nil {
+	if err := unix.IoctlIfreq(t.fds[0], unix.TUNGETIFF, &ifr); err != nil {
 		return "", fmt.Errorf("TUNGETIFF (EBADFD means that the device is gone): %w", err)
 	}
 	return ifr.Name(), nil

@@ -22,7 +22,7 @@ const (
 	maxBatchBytes = frame.DefaultArena
 )
 
-// tapRx is the TAP's only receive queue.
+// tapRx is a receive queue of a TAP.
 type tapRx struct {
 	fd    int
 	rings *Rings

@@ -18,6 +18,7 @@ const minWrites = 4
 // tapTx sends on a TAP for one worker.
 type tapTx struct {
 	tap  *TAP
+	fd   int // of one of its queues
 	st   *Stats
 	ring *uring.Ring // the worker's, or nil
 }
@@ -54,7 +55,7 @@ func (q *tapTx) account(f *frame.Frame, errno unix.Errno, sum *sent) {
 
 func (q *tapTx) writeEach(frames []*frame.Frame, sum *sent) {
 	for _, f := range frames {
-		q.account(f, write(q.tap.fd, withVirtio(f)), sum)
+		q.account(f, write(q.fd, withVirtio(f)), sum)
 	}
 }
 
@@ -62,7 +63,7 @@ func (q *tapTx) writeEach(frames []*frame.Frame, sum *sent) {
 // once, which is why no two clones of a frame may be among them.
 func (q *tapTx) writeBatch(frames []*frame.Frame, sum *sent) {
 	for i, f := range frames {
-		q.ring.Write(q.tap.fd, withVirtio(f), i)
+		q.ring.Write(q.fd, withVirtio(f), i)
 	}
 	left, _ := q.ring.Submit() // it fails when memory is short, and single writes need none of the ring's
 	done := frames[:len(frames)-left]
