@@ -28,6 +28,9 @@ const coalesceVNI = 1
 // tapPod is a pod with a TAP of a switch.
 type tapPod struct {
 	ns     *nstest.NS
+	tap    *port.TAP
+	id     port.ID
+	mac    wire.MAC
 	v4, v6 netip.Addr
 }
 
@@ -41,25 +44,42 @@ func must(t testing.TB, err error) {
 // newTapPod attaches pod n, which knows the other of pods 1 and 2 by permanent entries.
 func newTapPod(t *testing.T, sw *vswitch.Switch, n int) *tapPod {
 	t.Helper()
+	p := newTapPodOf(t, n, port.TAPConfig{}, port.CreateTAP)
+	p.attach(t, sw)
+	return p
+}
+
+// newTapPodOf makes a pod with a device that create makes and cfg opens.
+func newTapPodOf(t *testing.T, n int, cfg port.TAPConfig, create func(device string) error) *tapPod {
+	t.Helper()
 	p := &tapPod{ns: nstest.New(t)}
-	mac, v4, v6 := tapAddresses(n)
-	p.v4, p.v6 = v4, v6
-	var tap *port.TAP
+	p.mac, p.v4, p.v6 = tapAddresses(n)
+	cfg.Device, cfg.PortName, cfg.NetnsPath = podDevice, fmt.Sprintf("pod%d", n), p.ns.Path()
 	p.ns.Do(t, func() {
-		must(t, port.CreateTAP(podDevice))
-		var err error
-		tap, err = port.OpenTAP(port.TAPConfig{Device: podDevice, PortName: fmt.Sprintf("pod%d", n)})
-		must(t, err)
+		must(t, create(podDevice))
+		p.open(t, cfg)
 		configureTAP(t, n)
 	})
-	t.Cleanup(func() { tap.Remove() })
-	if tap.Caps() != port.CapsAll {
-		t.Fatalf("capabilities %05b, want all of them: this needs a kernel of 6.2 or later", tap.Caps())
+	t.Cleanup(func() { p.tap.Remove() })
+	if p.tap.Caps() != port.CapsAll {
+		t.Fatalf("capabilities %05b, want all of them: this needs a kernel of 6.2 or later", p.tap.Caps())
 	}
-	id, err := sw.Attach(tap, vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: coalesceVNI})
-	must(t, err)
-	must(t, sw.AddStation(coalesceVNI, id, mac, []netip.Addr{v4, v6}))
 	return p
+}
+
+func (p *tapPod) open(t *testing.T, cfg port.TAPConfig) {
+	t.Helper()
+	var err error
+	p.tap, err = port.OpenTAP(cfg)
+	must(t, err)
+}
+
+func (p *tapPod) attach(t *testing.T, sw *vswitch.Switch) {
+	t.Helper()
+	var err error
+	p.id, err = sw.Attach(p.tap, vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: coalesceVNI})
+	must(t, err)
+	must(t, sw.AddStation(coalesceVNI, p.id, p.mac, []netip.Addr{p.v4, p.v6}))
 }
 
 func tapAddresses(n int) (mac wire.MAC, v4, v6 netip.Addr) {

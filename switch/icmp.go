@@ -33,9 +33,9 @@ const (
 
 // icmpError tells the sender of a packet why it got no further, from this node's gateway address.
 func (s *slowWorker) icmpError(net *network, p *punt, c icmpCause) {
-	limit := &p.in.errors
+	limit := p.in.errors
 	if c == tooBig {
-		limit = &p.in.tooBig
+		limit = p.in.tooBig
 	}
 	if !mayAnswer(p) || !limit.take(s.now, 1) {
 		return

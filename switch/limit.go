@@ -1,6 +1,9 @@
 package vswitch
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // What a pod may ask of others, by default. Floods reach every port of the VNI and every peer of a stretched
 // one, and a punt costs the slow worker some 2 µs, so both are limited by number, before they cost anything.
@@ -19,49 +22,51 @@ const (
 	icmpErrors, transitErrors = 100, 1000
 )
 
-// bucket is a token bucket that holds at most one second's tokens. It belongs to one goroutine; the zero
-// value has no limit.
+// bucket is a token bucket that holds at most one second's tokens. The workers that receive from a pod share
+// its buckets, since more queues are to give a pod more work done, not larger floods; the zero value has no limit.
 type bucket struct {
-	cost   int64 // of one token, in nanoseconds of waiting; 0 is no limit
-	credit int64 // nanoseconds saved up, at most a second's
-	last   int64 // Unix time in nanoseconds
+	cost  int64        // of one token, in nanoseconds of waiting; 0 is no limit
+	spent atomic.Int64 // Unix time in nanoseconds; from there to now is what was saved up
 }
 
 // newBucket returns a full bucket of rate tokens a second; 0 has no limit.
-func newBucket(rate int) bucket {
+func newBucket(rate int) *bucket {
 	if rate <= 0 {
-		return bucket{}
+		return &bucket{}
 	}
-	return bucket{cost: int64(time.Second) / int64(rate), credit: int64(time.Second)}
+	return &bucket{cost: int64(time.Second) / int64(rate)}
 }
 
 // take takes n tokens, or none and says no.
 func (b *bucket) take(now int64, n int) bool {
-	if b.cost == 0 {
-		return true
+	for b.cost != 0 {
+		spent := b.spent.Load()
+		after := max(spent, now-int64(time.Second)) + b.cost*int64(n)
+		enough := after <= now
+		if spent-now > int64(time.Second) { // the clock was set back
+			after = now
+		} else if !enough {
+			return false
+		}
+		if b.spent.CompareAndSwap(spent, after) {
+			return enough
+		}
 	}
-	if elapsed := now - b.last; elapsed > 0 { // the clock may be set back
-		b.credit = min(b.credit+elapsed, int64(time.Second))
-	}
-	b.last = now
-	if b.credit < b.cost*int64(n) {
-		return false
-	}
-	b.credit -= b.cost * int64(n)
 	return true
 }
 
-// limits are a port's shares, one of these for each worker that receives from it.
+// limits are a port's shares, one of these for each worker that receives from it. A pod has the same buckets in all of
+// them; those of the host and of tunnels, which stand for many senders, are each worker's own.
 type limits struct {
-	bum    bucket
-	syn    bucket
-	punt   bucket
+	bum    *bucket
+	syn    *bucket
+	punt   *bucket
 	recent window
 	peers  map[uint32]*bucket // bum, by peer, of a tunnel: one peer's flood must not use up another's share
 }
 
-// A pod's port whose frames are mostly dropped is read no further for the rest of a window: what it sends
-// then dies in its device's ring, in its own time instead of ours. 64 drops a millisecond cost 5 % of a core.
+// A pod's port whose frames are mostly dropped is read no further by that worker for the rest of a window: what it
+// sends then dies in its device's ring, in its own time instead of ours. 64 drops a millisecond cost 5 % of a core.
 const (
 	pauseWindow = int64(time.Millisecond)
 	pauseDrops  = 64
@@ -95,9 +100,7 @@ func (l *limits) takeBUM(now int64, peer uint32, n int) bool {
 		if l.peers == nil || len(l.peers) >= maxPeerLimits {
 			l.peers = map[uint32]*bucket{}
 		}
-		fresh := l.bum
-		fresh.credit = int64(time.Second)
-		b = &fresh
+		b = &bucket{cost: l.bum.cost}
 		l.peers[peer] = b
 	}
 	return b.take(now, n)

@@ -52,8 +52,12 @@ func (sw *Switch) newPortState(id port.ID, p port.Port, cfg PortConfig) *portSta
 	} else {
 		sw.fdb.SetPortLimit(id, segmentLearned)
 	}
+	fresh := func() limits { return limits{bum: newBucket(cfg.BUM), syn: newBucket(cfg.SYN), punt: newBucket(punts)} }
+	shared := fresh()
 	for w := range ps.stats {
-		ps.limits[w] = limits{bum: newBucket(cfg.BUM), syn: newBucket(cfg.SYN), punt: newBucket(punts)}
+		if ps.limits[w] = shared; !ps.single {
+			ps.limits[w] = fresh()
+		}
 		ps.stats[w].Now = sw.clock(w)
 		ps.tx = append(ps.tx, p.Tx(w, &ps.stats[w]))
 	}

@@ -93,7 +93,7 @@ type portState struct {
 
 	// Of the ICMP errors that frames of this port cause; the slow worker's. Without the second kind, path
 	// MTU discovery would wait for a timeout, so it is apart (Linux's icmp_ratemask leaves it out as well).
-	errors, tooBig bucket
+	errors, tooBig *bucket
 	claimed        int64 // when it last was reported for claiming another one's address; the slow worker's
 }
 

@@ -13,13 +13,13 @@ import (
 
 // PortView is what an operator sees of a port.
 type PortView struct {
-	ID     port.ID
-	Port   port.Port
-	Role   Role
-	VNI    uint32
-	Worker int // that owns the receive queue, or the first of several
-	Rx, Tx Count
-	Drops  [drop.Count]Count
+	ID      port.ID
+	Port    port.Port
+	Role    Role
+	VNI     uint32
+	Workers []int // by receive queue: that owns it
+	Rx, Tx  Count
+	Drops   [drop.Count]Count
 
 	RxBytes, TxBytes uint64
 
@@ -40,8 +40,8 @@ func (sw *Switch) Ports() []PortView {
 
 func (ps *portState) view() PortView {
 	v := PortView{ID: ps.id, Port: ps.port, Role: ps.role, VNI: ps.vni}
-	if len(ps.polling) > 0 {
-		v.Worker = ps.polling[0].owner()
+	for q := range ps.polling {
+		v.Workers = append(v.Workers, ps.polling[q].owner())
 	}
 	for i := range ps.stats {
 		st := &ps.stats[i]

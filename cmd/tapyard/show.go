@@ -37,7 +37,7 @@ type view struct {
 var views = []view{
 	{name: "ports", short: "What is attached, with its counters: rx is into the switch, tx out of it",
 		table: tableOf("ID\tPORT\tKIND\tVNI\tADDRESSES\tMAC\tMTU\tWORKER\tRX FRAMES\tRX WIRE\tTX FRAMES\tTX WIRE\tDROPS\tKERNEL DROPS\tLAST ERROR", func(p observe.Port) []any {
-			return []any{p.ID, p.Name, p.Kind, p.VNI, or(join(p.Addresses)), or(p.MAC), or(p.MTU), p.Worker, p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops, or(p.LastError)}
+			return []any{p.ID, p.Name, p.Kind, p.VNI, or(join(p.Addresses)), or(p.MAC), or(p.MTU), or(join(p.Workers)), p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops, or(p.LastError)}
 		})},
 	{name: "fdb", short: "Which MAC is behind which port",
 		table: tableOf("VNI\tMAC\tPORT\tPEER\tSTATIC\tLAST SEEN\tMOVES\tHELD FOR", func(e observe.FDBEntry) []any {
@@ -203,11 +203,12 @@ func blocksOf[T any](header string, row func(T) []any, lines func(T) []string) f
 	}
 }
 
-// offloadTable renders the ports in a table and, below it, why TAPs have the engine that they have: all the same one.
+// offloadTable renders the ports in a table, with why one has fewer queues than it should, and below it why TAPs have
+// the engine that they have: all the same one.
 func offloadTable(raw []byte, w io.Writer) error {
-	table := tableOf("PORT\tENGINE\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO\tTRAINS", func(o observe.Offload) []any {
+	table := blocksOf("PORT\tENGINE\tCHECKSUM\tTSO4\tTSO6\tECN\tUSO\tTRAINS", func(o observe.Offload) []any {
 		return []any{o.Port, or(o.Engine), o.Checksum, o.TSO4, o.TSO6, o.ECN, o.USO, or(o.Trains)}
-	})
+	}, func(o observe.Offload) []string { return []string{o.OneQueue} })
 	if err := table(raw, w); err != nil {
 		return err
 	}

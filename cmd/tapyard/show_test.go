@@ -52,6 +52,18 @@ vxlan          unknown_peer  3       3     -
 	}
 }
 
+// A port of several queues names the worker of each, in one cell.
+func TestPortsTable(t *testing.T) {
+	got := table(t, "ports", []observe.Port{{ID: 1, Name: "tapyard0", Kind: "host", VNI: 1, Workers: []int{1}}, {ID: 2, Name: "default/web-0", Kind: "tap", VNI: 1, Workers: []int{1, 0}}})
+	want := `ID  PORT           KIND  VNI  ADDRESSES  MAC  MTU  WORKER  RX FRAMES  RX WIRE  TX FRAMES  TX WIRE  DROPS  KERNEL DROPS  LAST ERROR
+1   tapyard0       host  1    -          -    -    1       0          0        0          0        0      0             -
+2   default/web-0  tap   1    -          -    -    1,0     0          0        0          0        0      0             -
+`
+	if got != want {
+		t.Errorf("\n%s\nwant\n%s", got, want)
+	}
+}
+
 // No cell of a row is empty, or awk counts wrong.
 func TestRoutesTable(t *testing.T) {
 	got := table(t, "routes", json.RawMessage(`[
@@ -71,12 +83,13 @@ func TestOffloadsTable(t *testing.T) {
 	tap := observe.Offload{Port: "tapyard0", Checksum: true, TSO4: true, TSO6: true, ECN: true, USO: true, Engine: port.IOUring,
 		EngineReason: "measured: it is the faster one", ReadWrite: 562, IOUring: 479}
 	pod := tap
-	pod.Port = "default/web-0"
+	pod.Port, pod.OneQueue = "default/web-0", "one queue instead of 2, because the kernel refuses eBPF"
 	got := table(t, "offloads", []observe.Offload{{Port: "vxlan", Checksum: true, Trains: "off"}, tap, pod})
 	want := `PORT           ENGINE    CHECKSUM  TSO4   TSO6   ECN    USO    TRAINS
 vxlan          -         true      false  false  false  false  off
 tapyard0       io_uring  true      true   true   true   true   -
 default/web-0  io_uring  true      true   true   true   true   -
+    one queue instead of 2, because the kernel refuses eBPF
 TAPs are read and written by io_uring: measured: it is the faster one.
 In the trial at start a small frame from TAP to TAP took 562 ns by readwrite and 479 ns by io_uring.
 `

@@ -35,7 +35,8 @@ type Port struct {
 	Addresses   []netip.Addr `json:"addresses"`
 	MAC         string       `json:"mac"`
 	MTU         int          `json:"mtu"`
-	Worker      int          `json:"worker"`
+	Worker      int          `json:"worker"`  // of the first receive queue
+	Workers     []int        `json:"workers"` // of each one
 	Rx          Traffic      `json:"rx"`
 	Tx          Traffic      `json:"tx"`
 	Drops       uint64       `json:"drops"`
@@ -114,6 +115,7 @@ type Offload struct {
 	EngineReason string      `json:"engine_reason"`
 	ReadWrite    int64       `json:"readwrite_ns"`
 	IOUring      int64       `json:"io_uring_ns"`
+	OneQueue     string      `json:"one_queue,omitempty"` // why a device that is to have several has one
 }
 
 // Worker is an entry of /v1/workers: a thread that moves frames.
@@ -167,8 +169,11 @@ func (s *Source) Ports() []Port {
 		if v.Port == nil { // the switch itself
 			continue
 		}
-		p := Port{ID: v.ID, Name: v.Port.Name(), Kind: v.Port.Kind(), VNI: v.VNI, Worker: v.Worker,
+		p := Port{ID: v.ID, Name: v.Port.Name(), Kind: v.Port.Kind(), VNI: v.VNI, Workers: v.Workers,
 			Rx: Traffic{v.Rx.Frames, v.Rx.Wire, v.RxBytes}, Tx: Traffic{v.Tx.Frames, v.Tx.Wire, v.TxBytes}}
+		if len(v.Workers) > 0 {
+			p.Worker = v.Workers[0]
+		}
 		for _, d := range v.Drops {
 			p.Drops += d.Frames
 		}
@@ -356,6 +361,9 @@ func (s *Source) Offloads() []Offload {
 		}
 		if t, ok := v.Port.(*encap.Tunnel); ok {
 			o.Trains = t.Trains()
+		}
+		if tap, ok := v.Port.(interface{ Unsteered() error }); ok && tap.Unsteered() != nil {
+			o.OneQueue = tap.Unsteered().Error()
 		}
 		offloads = append(offloads, o)
 	}

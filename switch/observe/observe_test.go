@@ -3,6 +3,7 @@ package observe
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -141,7 +142,7 @@ func TestViewsHaveTheirKeys(t *testing.T) {
 	r := newRig(t)
 	r.pod.Inject(plain(tcp(t)))
 	r.dropped(1)
-	traffic := "port id name kind vni addresses mac mtu worker rx tx drops kernel_drops last_error"
+	traffic := "port id name kind vni addresses mac mtu worker workers rx tx drops kernel_drops last_error"
 	for view, keys := range map[string]string{
 		"ports":     strings.TrimPrefix(traffic, "port "),
 		"fdb":       "vni mac port static",
@@ -294,6 +295,22 @@ func TestViewsShowWhatIsThere(t *testing.T) {
 	}
 	if l := get[Ledger](r, "ledger"); l.Rx != 1 || l.Tx != 1+l.Originated || l.InFlight != 0 || l.Wire.Rx != 1 {
 		t.Errorf("ledger %+v", l)
+	}
+}
+
+// unsteered is a pod that is to have several queues on a kernel without eBPF.
+type unsteered struct{ *porttest.Port }
+
+func (unsteered) Unsteered() error { return errors.New("the kernel refuses eBPF") }
+
+func TestOneQueueSaysWhy(t *testing.T) {
+	r := newRig(t)
+	_, err := r.Switch.Attach(unsteered{porttest.New("default/db-0", 0)}, vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: 1})
+	must(t, err)
+	for _, o := range get[[]Offload](r, "offloads") {
+		if (o.OneQueue == "the kernel refuses eBPF") != (o.Port == "default/db-0") {
+			t.Errorf("%+v", o)
+		}
 	}
 }
 
