@@ -41,6 +41,7 @@ peers file:
   underlay: [192.168.1.11]
   # All that follows may be left out; these are the defaults, except for networks, of which there are none.
   io: auto            # or readwrite, io_uring: how TAPs are read and written; auto has the faster one of a trial
+  podQueues: 1        # of a pod's TAP; as many workers share the flows of a pod ("queues": 2 in a conflist: of its pods)
   portType: tap       # or veth: a pair per pod, whose host end is read by AF_PACKET; pods that are there keep theirs
   sourceGuard: true   # a pod may send from its own MAC and addresses only
   masquerade: true    # what pods send beyond the cluster leaves with the node's address (nftables)
@@ -96,6 +97,7 @@ type agent struct {
 	without    offloads
 	rings      *port.Rings // nil with the engine readwrite
 	engine     port.EngineChoice
+	steering   *port.Steering // of pods with several queues
 	controller *control.Controller
 	pods       *attach.Manager
 	peers      *static.File
@@ -140,6 +142,7 @@ func (a *agent) start(ctx context.Context) error {
 	a.proven = readProven(a.cfg.RunDir)
 	a.chooseOffloads()
 	a.chooseEngine()
+	a.steering = port.NewSteering(a.cfg.workers())
 	// Before anything on the node is touched: the records exclude a second agent that is started by mistake.
 	if err := a.openPods(); err != nil {
 		return err
@@ -296,7 +299,7 @@ func (a *agent) openPods() (err error) {
 	a.pods, err = attach.Open(attach.Config{
 		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
 		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(),
-		Without: a.without.taps, Rings: a.rings, Log: a.log,
+		Without: a.without.taps, Rings: a.rings, Queues: a.cfg.PodQueues, Steering: a.steering, Log: a.log,
 		Publish:  func(at attach.Attachment, p port.Port) error { return a.controller.AddPod(at, p) },
 		Withdraw: func(ctx context.Context, at attach.Attachment) error { return a.controller.RemovePod(ctx, at) },
 	})
@@ -348,6 +351,9 @@ func (a *agent) close() error {
 	}
 	if a.pods != nil {
 		errs = append(errs, a.pods.Close())
+	}
+	if a.steering != nil {
+		errs = append(errs, a.steering.Close())
 	}
 	if a.rings != nil {
 		errs = append(errs, a.rings.Close())

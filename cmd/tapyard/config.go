@@ -47,6 +47,7 @@ type config struct {
 	MTU        int            `yaml:"mtu" json:"mtu"`
 	Workers    int            `yaml:"workers" json:"workers"`
 	IO         string         `yaml:"io" json:"io"`
+	PodQueues  int            `yaml:"podQueues" json:"podQueues"`
 
 	OffloadsOff []string `yaml:"offloadsOff" json:"offloadsOff"`
 
@@ -88,7 +89,7 @@ const (
 func defaults() config {
 	name, _ := os.Hostname() // an empty name is refused below
 	return config{
-		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort, Wire: wireAuto, IO: ioAuto,
+		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort, Wire: wireAuto, IO: ioAuto, PodQueues: 1,
 		PortType: attach.TAP, SourceGuard: true, Masquerade: true,
 		Ageing: int(vswitch.DefaultAgeing.Seconds()), BUMLimit: vswitch.DefaultBUM,
 		PeersFile: "/etc/tapyard/peers.yaml", RunDir: "/run/tapyard", StateDir: "/var/lib/tapyard",
@@ -158,6 +159,7 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods; 0: the underlay's less the encapsulation")
 	f.IntVar(&c.Workers, "workers", c.Workers, "threads that move frames; 0: one per core, at most 4")
 	f.StringVar(&c.IO, "io", c.IO, "how TAPs are read and written: readwrite, a system call for each frame; io_uring, one for many; auto, what is faster in a trial at start")
+	f.IntVar(&c.PodQueues, "pod-queues", c.PodQueues, "queues of a new pod's TAP, at most as many as there are workers, which share its flows; each such pod costs 6 MiB of kernel memory")
 	f.Var(&list[string]{v: &c.OffloadsOff, parse: parseOffload}, "offloads-off", "an offload to do without: "+strings.Join(offloadNames(), ", ")+" (repeatable)")
 	f.StringVar(&c.PortType, "port-type", c.PortType, "how pods are connected: tap, or veth, read by AF_PACKET")
 	f.StringVar(&c.Uplink, "uplink", c.Uplink, "in mode l2: an interface that joins the segment, such as eth1")
@@ -234,6 +236,12 @@ func (c *config) check() error {
 	}
 	if c.IO != ioAuto && c.IO != string(port.ReadWrite) && c.IO != string(port.IOUring) {
 		bad("io %q: %s, %s or %s", c.IO, ioAuto, port.ReadWrite, port.IOUring)
+	}
+	if c.PodQueues < 1 || c.PodQueues > c.workers() {
+		bad("podQueues %d: 1 to %d, the number of workers: another queue would wait for one of them", c.PodQueues, c.workers())
+	}
+	if c.PodQueues > 1 && c.PortType == attach.Veth {
+		bad("podQueues %d: a pod with portType %s has one queue; use portType %s", c.PodQueues, attach.Veth, attach.TAP)
 	}
 	for _, name := range c.OffloadsOff {
 		if _, err := parseOffload(name); err != nil {

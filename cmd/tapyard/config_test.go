@@ -12,7 +12,7 @@ import (
 )
 
 func TestBadConfigurationStopsTheStart(t *testing.T) {
-	routed := config{Name: "n1", IO: ioAuto, PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard",
+	routed := config{Name: "n1", IO: ioAuto, Workers: 2, PodQueues: 2, PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard",
 		PodSubnets: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}, Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
 	if err := routed.check(); err != nil {
 		t.Fatal(err)
@@ -22,6 +22,9 @@ func TestBadConfigurationStopsTheStart(t *testing.T) {
 		"port 0":                       func(c *config) { c.Port = 0 },
 		"vni 16777216":                 func(c *config) { c.VNI = 1 << 24 },
 		"workers 65":                   func(c *config) { c.Workers = 65 },
+		"podQueues 0: 1 to 2":          func(c *config) { c.PodQueues = 0 },
+		"podQueues 3: 1 to 2":          func(c *config) { c.PodQueues = 3 },
+		"portType veth has one":        func(c *config) { c.PortType = attach.Veth },
 		"mtu 576":                      func(c *config) { c.MTU = 576 },
 		"mtu 65535":                    func(c *config) { c.MTU = 65535 }, // the kernel refuses more than 65521
 		`io "epoll": auto, readwrite`:  func(c *config) { c.IO = "epoll" },
@@ -71,7 +74,7 @@ func TestBadNetworksStopTheStart(t *testing.T) {
 		`subnet 10.9.0.0/16 overlaps 10.9.0.0/24 of network "blue"`:                                  {good, {Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("10.9.0.0/16")}},
 		`ranges: 192.168.1.0/24 holds this node's own address 192.168.1.11, which pods must not get`: {{Name: "red", VNI: 201, L2: l2Local, Subnets: prefixes("192.168.1.0/24")}},
 	} {
-		c := config{Name: "n1", IO: ioAuto, PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard", Networks: networks,
+		c := config{Name: "n1", IO: ioAuto, PodQueues: 1, PortType: attach.TAP, Mode: modeRouted, VNI: 1, Port: 4789, Wire: wireAuto, RunDir: "/run/tapyard", Networks: networks,
 			PodSubnets: prefixes("10.244.1.0/24"), Underlay: []netip.Addr{netip.MustParseAddr("192.168.1.11")}}
 		if err := c.check(); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("error %v, want one with %q", err, want)
@@ -95,7 +98,7 @@ func TestHelpIsRight(t *testing.T) {
 	if err := c.check(); err != nil {
 		t.Error(err)
 	}
-	if c.IO != before.IO || c.PortType != before.PortType || c.Wire != before.Wire || c.SourceGuard != before.SourceGuard || c.Masquerade != before.Masquerade || c.Ageing != before.Ageing || c.BUMLimit != before.BUMLimit || c.Flows != before.Flows {
+	if c.IO != before.IO || c.PortType != before.PortType || c.Wire != before.Wire || c.SourceGuard != before.SourceGuard || c.Masquerade != before.Masquerade || c.Ageing != before.Ageing || c.PodQueues != before.PodQueues || c.BUMLimit != before.BUMLimit || c.Flows != before.Flows {
 		t.Errorf("the values said to be the defaults: %+v, and those that are: %+v", c, before)
 	}
 	state, err := static.Parse([]byte(strings.ReplaceAll("\n"+peers, "\n  ", "\n")))
@@ -106,7 +109,7 @@ func TestHelpIsRight(t *testing.T) {
 	if err := state.Validate(&n); err != nil {
 		t.Error(err)
 	}
-	for _, key := range []string{"io", "portType", "sourceGuard", "masquerade", "ageing", "bumLimit", "flows", "networks", "uplink", "wire"} {
+	for _, key := range []string{"io", "podQueues", "portType", "sourceGuard", "masquerade", "ageing", "bumLimit", "flows", "networks", "uplink", "wire"} {
 		if !strings.Contains(cmd.Long, key+":") {
 			t.Errorf("--help doesn't show %s", key)
 		}

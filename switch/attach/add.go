@@ -142,6 +142,9 @@ func (t *addition) create() error {
 	if t.a.PortType == Veth {
 		return createPair(t.tmp, t.a)
 	}
+	if t.a.Queues > 1 {
+		return port.CreateMultiQueueTAP(t.tmp)
+	}
 	return port.CreateTAP(t.tmp)
 }
 
@@ -173,8 +176,12 @@ func (m *Manager) openDevice(name string, a Attachment) (device, error) {
 	if a.PortType == Veth {
 		return opened(port.OpenPacket(port.PacketConfig{Device: a.HostIfName(), PortName: a.Name, PortKind: Veth}))
 	}
-	return opened(port.OpenTAP(port.TAPConfig{Device: name, PortName: a.Name, NetnsPath: a.NetnsPath,
-		Without: m.cfg.Without, Rings: m.cfg.Rings}))
+	tap, err := port.OpenTAP(port.TAPConfig{Device: name, PortName: a.Name, NetnsPath: a.NetnsPath,
+		Without: m.cfg.Without, Rings: m.cfg.Rings, Queues: a.Queues, Steering: m.cfg.Steering})
+	if err == nil && tap.Unsteered() != nil {
+		m.cfg.Log.Warn("a pod has fewer queues than it should", "port", a.Name, "why", tap.Unsteered())
+	}
+	return opened(tap, err)
 }
 
 func opened[D device](d D, err error) (device, error) {

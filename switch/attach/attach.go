@@ -45,6 +45,7 @@ type Attachment struct {
 	MTU       int            `json:"mtu"`       // bytes, without the Ethernet header
 	VNI       uint32         `json:"vni"`
 	PortType  string         `json:"portType"`
+	Queues    int            `json:"queues,omitempty"` // above 1: of the TAP, which was made for several
 	Created   time.Time      `json:"created"`
 }
 
@@ -77,9 +78,11 @@ type Config struct {
 	MTU      func() int // of a new or restored pod, in bytes
 	L2       bool       // pods get a device without addresses and routes
 	Networks []Network
-	PortType string      // of new pods: TAP, also when empty, or Veth; pods that are there keep theirs
-	Without  port.Caps   // offloads that TAPs do without
-	Rings    *port.Rings // of TAPs; may be nil
+	PortType string         // of new pods: TAP, also when empty, or Veth; pods that are there keep theirs
+	Without  port.Caps      // offloads that TAPs do without
+	Rings    *port.Rings    // of TAPs; may be nil
+	Queues   int            // of new pods' TAPs; those that are there keep theirs. 0 is 1
+	Steering *port.Steering // of TAPs with several queues; nil has one for all
 	Log      *slog.Logger
 	// Publish makes the switch serve the attachment. The port stays the Manager's: neither callback closes
 	// it. An error means that nothing was published.

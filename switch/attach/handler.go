@@ -28,6 +28,7 @@ func (m *Manager) handleAdd(ctx context.Context, r Request, stdin []byte) (json.
 	var conf struct {
 		CNIVersion string `json:"cniVersion"`
 		Network    string `json:"network"`
+		Queues     int    `json:"queues"`
 	}
 	if err := json.Unmarshal(stdin, &conf); err != nil {
 		return nil, podapi.Errorf(podapi.CodeDecode, "decode the network configuration: %v", err)
@@ -36,7 +37,7 @@ func (m *Manager) handleAdd(ctx context.Context, r Request, stdin []byte) (json.
 	if _, err := result(Attachment{}, conf.CNIVersion); err != nil {
 		return nil, err
 	}
-	r.Network = conf.Network
+	r.Network, r.Queues = conf.Network, conf.Queues
 	a, err := m.Add(ctx, r)
 	if err != nil {
 		return nil, err

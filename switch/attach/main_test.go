@@ -351,10 +351,19 @@ func (n *node) assertConnected(t *testing.T, ns *nstest.NS, a Attachment) {
 
 const agentEnv, agentTypeEnv = "TAPYARD_ATTACH_AGENT", "TAPYARD_ATTACH_TYPE"
 
+// withQueues behind TAP has an agent give pods two queues.
+const withQueues = " with queues"
+
 func agentMain(dir string) {
 	quiet := slog.New(slog.DiscardHandler)
+	portType, queued := strings.CutSuffix(os.Getenv(agentTypeEnv), withQueues)
+	queues := 1
+	if queued {
+		queues = 2
+	}
 	m, err := Open(Config{
-		StateDir: dir, Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 }, Log: quiet, PortType: os.Getenv(agentTypeEnv),
+		StateDir: dir, Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 }, Log: quiet, PortType: portType,
+		Queues: queues, Steering: port.NewSteering(2),
 		Publish:  func(Attachment, port.Port) error { return nil },
 		Withdraw: func(context.Context, Attachment) error { return nil },
 	})

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"strings"
@@ -18,6 +19,7 @@ type Request struct {
 	NetnsFD     int    // the same, open, or -1; stays the caller's
 	Args        string // CNI_ARGS
 	Network     string // which of the node's networks; "" is its own
+	Queues      int    // of the TAP; 0 is Config.Queues
 }
 
 func (r Request) key() string { return r.ContainerID + "/" + r.IfName }
@@ -39,11 +41,30 @@ func (m *Manager) describe(req Request) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, err
 	}
+	queues, err := m.queues(req)
+	if err != nil {
+		return Attachment{}, err
+	}
 	return Attachment{
 		ContainerID: req.ContainerID, IfName: req.IfName, Name: name,
 		NetnsPath: req.NetnsPath, NetnsDev: id.dev, NetnsIno: id.ino, BootID: m.bootID,
-		MAC: stableMAC(req), VNI: network.vni, PortType: m.cfg.PortType, Created: time.Now().UTC(),
+		MAC: stableMAC(req), VNI: network.vni, PortType: m.cfg.PortType, Queues: queues, Created: time.Now().UTC(),
 	}, nil
+}
+
+// queues returns how many queues the attachment's TAP is made for, 0 for a device of the kind that has one.
+func (m *Manager) queues(req Request) (int, error) {
+	n, most := req.Queues, m.cfg.Steering.Workers()
+	switch {
+	case n < 0 || n > most:
+		return 0, podapi.Errorf(podapi.CodeInvalidConf, "key \"queues\" is %d: 1 to %d, the number of this node's workers ('workers' in tapyard.yaml)", n, most)
+	case n > 1 && m.cfg.PortType == Veth:
+		return 0, podapi.Errorf(podapi.CodeInvalidConf, "key \"queues\" is %d: pods of this node have veth pairs, with one queue ('portType' in tapyard.yaml)", n)
+	}
+	if n = cmp.Or(n, m.cfg.Queues); n == 1 || m.cfg.PortType == Veth {
+		n = 0
+	}
+	return n, nil
 }
 
 // stableMAC is locally administered and unicast, and the same whenever the attachment is made. Its first

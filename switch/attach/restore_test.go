@@ -224,7 +224,10 @@ func (c *churn) run(t *testing.T, dir, id string, rng *rand.Rand) {
 
 // Whenever an agent is killed, the next one has every pod whose ADD was answered, and the runtime's DEL
 // leaves nothing of any pod.
-func TestKilledAgent(t *testing.T) { bothTypes(t, testKilledAgent) }
+func TestKilledAgent(t *testing.T) {
+	bothTypes(t, testKilledAgent)
+	t.Run("queues", func(t *testing.T) { testKilledAgent(t, TAP+withQueues) })
+}
 
 func testKilledAgent(t *testing.T, portType string) {
 	rng, rounds := seed.Rand(t), 12
