@@ -153,7 +153,7 @@ func (a *account) ends() time.Duration { return a.generator.CPU + a.sink.CPU }
 func (s *session) offer(ctx context.Context, sub subject, sc scenario, d time.Duration) (*account, error) {
 	from, to := sub.pods()
 	out := sc.generator(from, to, d)
-	in := sinkSpec{Netns: netnsPath(to.netns), At: out.To, Run: out.Run}
+	in := sinkSpec{Netns: netnsPath(to.netns), At: out.To, Run: out.Run, Flows: out.Flows}
 	if out.Window > 0 {
 		arrived, err := makeCounter(s.dir)
 		if err != nil {

@@ -28,6 +28,7 @@ type sinkSpec struct {
 	Netns string // path of the pod's namespace
 	At    netip.AddrPort
 	Run   uint64 // the run whose frames count
+	Flows int    // that took turns with the numbers; 0 is 1
 
 	Arrived string // file to count in for a generator with a window, see counter; "" is none
 }
@@ -36,7 +37,7 @@ type sinkSpec struct {
 type sinkResult struct {
 	Received   uint64        // frames of the run, each number once
 	Duplicates uint64        // frames whose number had been received
-	Reordered  uint64        // frames that came after one with a higher number
+	Reordered  uint64        // frames that came after one of their flow with a higher number
 	Foreign    uint64        // datagrams that are no frame of the run
 	Overflowed uint64        // datagrams that the kernel dropped at the socket
 	Took       time.Duration // from the first frame to the last
@@ -53,7 +54,7 @@ func sink(c *console, spec sinkSpec) (sinkResult, error) {
 		return sinkResult{}, fmt.Errorf("open a sink at %s: %w", spec.At, err)
 	}
 	defer unix.Close(fd)
-	t := tally{run: spec.Run}
+	t := tally{run: spec.Run, next: make([]uint64, max(1, spec.Flows))}
 	if spec.Arrived != "" {
 		if t.arrived, err = openCounter(spec.Arrived); err != nil {
 			return sinkResult{}, err
@@ -114,7 +115,7 @@ func socketDrops(fd int) (uint64, error) {
 type tally struct {
 	run         uint64
 	seen        []uint64 // a bit per frame number
-	next        uint64   // one above the highest number so far
+	next        []uint64 // by flow: one above the highest number so far
 	first, last time.Time
 	arrived     *counter // that the generator reads; nil: none
 	result      sinkResult
@@ -178,9 +179,10 @@ func (t *tally) count(p []byte) {
 	}
 	t.seen[word] |= bit
 	t.result.Received++
-	if number < t.next {
+	next := &t.next[number%uint64(len(t.next))]
+	if number < *next {
 		t.result.Reordered++
 		return
 	}
-	t.next = number + 1
+	*next = number + 1
 }

@@ -74,7 +74,7 @@ func stamp(run, number uint64) []byte {
 }
 
 func TestTallyTellsFramesApart(t *testing.T) {
-	tally := tally{run: 7}
+	tally := tally{run: 7, next: make([]uint64, 1)}
 	for _, number := range []uint64{0, 1, 4, 3, 3, 200, 199, 4} {
 		tally.count(stamp(7, number))
 	}
@@ -84,6 +84,17 @@ func TestTallyTellsFramesApart(t *testing.T) {
 	want := sinkResult{Received: 6, Duplicates: 2, Reordered: 2, Foreign: 3}
 	if tally.result != want {
 		t.Errorf("counted %+v, want %+v", tally.result, want)
+	}
+}
+
+// Only within a flow one frame can overtake another.
+func TestTallyTellsFlowsApart(t *testing.T) {
+	flows := tally{run: 7, next: make([]uint64, 3)}
+	for _, number := range []uint64{4, 0, 1, 3, 9, 6, 2} {
+		flows.count(stamp(7, number))
+	}
+	if want := (sinkResult{Received: 7, Reordered: 2}); flows.result != want { // 1 of its flow behind 4, and 6 behind 9
+		t.Errorf("counted %+v, want %+v", flows.result, want)
 	}
 }
 

@@ -40,15 +40,20 @@ func workersCommand() *cobra.Command {
 
 // Workers measures how two workers share the load of two busy pairs of pods, whose senders are on one worker when
 // each run begins: how many frames were overtaken, what the less busy worker did, and how much more two workers
-// forward than one. Then it measures what a hundred idle pods cost.
+// forward than one; the same for one busy pair, whose pods have as many queues as there are workers. Then it measures
+// what a hundred idle pods cost.
 func Workers(ctx context.Context, cfg Config) (*Report, error) {
 	return runBenchmark(ctx, cfg, func(ctx context.Context, s *session) ([]Row, error) {
 		rows, err := s.workers(ctx)
 		if err != nil {
 			return nil, err
 		}
+		onePod, err := s.onePod(ctx)
+		if err != nil {
+			return nil, err
+		}
 		idle, err := s.idleWorkers(ctx)
-		return append(rows, idle...), err
+		return append(append(rows, onePod...), idle...), err
 	})
 }
 
@@ -56,38 +61,45 @@ func Workers(ctx context.Context, cfg Config) (*Report, error) {
 func (s *session) workers(ctx context.Context) (rows []Row, err error) {
 	var labs [2]*workersLab // with two workers, and with one
 	for i := range labs {
-		labs[i], err = s.startWorkersLab(ctx, 2-i, 4)
+		labs[i], err = s.startWorkersLab(ctx, 2-i, 1, 4)
 		defer func() { err = errors.Join(err, labs[i].close()) }()
 		if err != nil {
 			return nil, err
 		}
 	}
-	var runs [2][]*workersRun
-	for round := 0; len(runs[0]) < s.cfg.Repeat || received(runs[0]) < workersFrames; round++ {
+	runs, err := s.workersRuns(ctx, labs, s.offerPairs, workersFrames)
+	if err != nil {
+		return nil, err
+	}
+	return workersRows(runs[0], runs[1]), nil
+}
+
+// workersRuns has both labs offered to in turn, until frames have come through the first one. Runs that don't balance
+// don't count.
+func (s *session) workersRuns(ctx context.Context, labs [2]*workersLab, offer func(context.Context, *workersLab, time.Duration) (*workersRun, error),
+	frames uint64) (runs [2][]*workersRun, err error) {
+	for round := 0; len(runs[0]) < s.cfg.Repeat || received(runs[0]) < frames; round++ {
 		if round == maxWorkersRounds {
-			return nil, fmt.Errorf("%d frames came through two workers in %d runs that count, want %d: is the machine busy otherwise?",
-				received(runs[0]), len(runs[0]), workersFrames)
+			return runs, fmt.Errorf("%d frames came through %s in %d runs that count, want %d: is the machine busy otherwise?",
+				received(runs[0]), labs[0], len(runs[0]), frames)
 		}
-		pair, err := s.workersRound(ctx, labs)
+		var pair [2]*workersRun
+		for i, l := range labs {
+			if pair[i], err = offer(ctx, l, workersTime); err != nil {
+				err = fmt.Errorf("%s: %w", l, err)
+				break
+			}
+		}
 		var uneven *imbalance
 		switch {
 		case errors.As(err, &uneven):
 			s.say("workers: %v", err)
 		case err != nil:
-			return nil, err
+			return runs, err
 		default:
 			runs[0], runs[1] = append(runs[0], pair[0]), append(runs[1], pair[1])
-			s.say("workers %d: %s frames/s by two workers, of which the less busy one did %.0f %% in %.0f %% of the CPU time; %s by one; %d reordered",
-				len(runs[0]), short(pair[0].rate), 100*pair[0].frames, 100*pair[0].cpu, short(pair[1].rate), pair[0].reordered)
-		}
-	}
-	return workersRows(runs[0], runs[1]), nil
-}
-
-func (s *session) workersRound(ctx context.Context, labs [2]*workersLab) (runs [2]*workersRun, err error) {
-	for i, l := range labs {
-		if runs[i], err = s.offerPairs(ctx, l, workersTime); err != nil {
-			return runs, fmt.Errorf("%d workers: %w", l.workers, err)
+			s.say("workers %d: %s frames/s by %s, of which the less busy worker did %.0f %% in %.0f %% of the CPU time; %s by %s; %d reordered",
+				len(runs[0]), short(pair[0].rate), labs[0], 100*pair[0].frames, 100*pair[0].cpu, short(pair[1].rate), labs[1], pair[0].reordered)
 		}
 	}
 	return runs, nil
@@ -110,46 +122,65 @@ func received(runs []*workersRun) (sum uint64) {
 
 // workersRows are the rows of the runs with two workers and with one, which are neighbours.
 func workersRows(two, one []*workersRun) []Row {
-	figure := func(name, unit string, of func(*workersRun) float64, runs []*workersRun) Row {
-		var c []float64
-		for _, r := range runs {
-			c = append(c, of(r))
-		}
-		q, _ := quartiles(c)
-		return Row{Name: name, Unit: unit, Value: q[1], Low: q[0], High: q[2]}
-	}
 	share := func(name, unit string, of func(*workersRun) float64) Row {
-		r := figure(name, unit, of, two)
+		r := workersFigure(name, unit, of, two)
 		r.Floor, r.Holds = workersShare, new(r.Low >= workersShare)
 		return r
 	}
-	var reordered, moves uint64
-	var gain []float64
-	for i := range two {
-		reordered += two[i].reordered
-		moves += two[i].moves
-		gain = append(gain, two[i].rate/one[i].rate)
+	var moves uint64
+	for _, r := range two {
+		moves += r.moves
 	}
-	q, _ := quartiles(gain)
-	ratio := Row{Name: "workers.one", Unit: unitRatio, Peer: "one worker", Value: q[1], Ratio: q[1], Low: q[0], High: q[2], Pairs: len(gain)}
+	ratio := workersRatio("workers.one", "one worker", two, one)
 	if runtime.NumCPU() >= workersCores {
 		ratio.Floor, ratio.Holds = workersGain, new(ratio.Low >= workersGain)
 	}
-	count := func(name, unit string, n uint64) Row {
-		return Row{Name: name, Unit: unit, Value: float64(n), Low: float64(n), High: float64(n)}
-	}
-	order := count("workers.reordered", fmt.Sprintf("of %s numbered frames", short(float64(received(two)))), reordered)
-	order.Holds = new(reordered == 0)
-	rate := func(r *workersRun) float64 { return r.rate }
 	return []Row{
-		order,
+		workersOrder("workers.reordered", two),
 		share("workers.share.frames", "of the frames, by the worker that received fewer", func(r *workersRun) float64 { return r.frames }),
 		share("workers.share.cpu", "of the workers' CPU time, by the one that used less", func(r *workersRun) float64 { return r.cpu }),
 		ratio,
-		figure("workers.frames_per_second.two", "frames/s", rate, two),
-		figure("workers.frames_per_second.one", "frames/s", rate, one),
-		count("workers.moves", "queues moved between the two workers meanwhile", moves),
+		workersFigure("workers.frames_per_second.two", "frames/s", workersRate, two),
+		workersFigure("workers.frames_per_second.one", "frames/s", workersRate, one),
+		workersCount("workers.moves", "queues moved between the two workers meanwhile", moves),
 	}
+}
+
+func workersRate(r *workersRun) float64 { return r.rate }
+
+// workersFigure is the median of a figure of the runs.
+func workersFigure(name, unit string, of func(*workersRun) float64, runs []*workersRun) Row {
+	var c []float64
+	for _, r := range runs {
+		c = append(c, of(r))
+	}
+	q, _ := quartiles(c)
+	return Row{Name: name, Unit: unit, Value: q[1], Low: q[0], High: q[2]}
+}
+
+// workersRatio is how much more came through than by the runs beside them.
+func workersRatio(name, peer string, runs, beside []*workersRun) Row {
+	var gain []float64
+	for i := range runs {
+		gain = append(gain, runs[i].rate/beside[i].rate)
+	}
+	q, _ := quartiles(gain)
+	return Row{Name: name, Unit: unitRatio, Peer: peer, Value: q[1], Ratio: q[1], Low: q[0], High: q[2], Pairs: len(gain)}
+}
+
+func workersCount(name, unit string, n uint64) Row {
+	return Row{Name: name, Unit: unit, Value: float64(n), Low: float64(n), High: float64(n)}
+}
+
+// workersOrder holds if no frame was overtaken.
+func workersOrder(name string, runs []*workersRun) Row {
+	var reordered uint64
+	for _, r := range runs {
+		reordered += r.reordered
+	}
+	order := workersCount(name, fmt.Sprintf("of %s numbered frames", short(float64(received(runs)))), reordered)
+	order.Holds = new(reordered == 0)
+	return order
 }
 
 // smallestPart returns the smallest of the gains' part in their sum.

@@ -19,16 +19,29 @@ import (
 type workersLab struct {
 	agentNode
 	workers int
+	queues  int // of each pod
 	pods    []*pod
 }
 
-// startWorkersLab starts an agent and attaches pods to it. The caller must close the lab, also after an error.
-func (s *session) startWorkersLab(ctx context.Context, workers, pods int) (*workersLab, error) {
+// String tells the lab from the one beside it.
+func (l *workersLab) String() string {
+	switch {
+	case l.workers == 1:
+		return "one worker"
+	case l.queues == 1:
+		return fmt.Sprintf("%d workers", l.workers)
+	}
+	return fmt.Sprintf("%d workers and %d queues a pod", l.workers, l.queues)
+}
+
+// startWorkersLab starts an agent and attaches pods to it, with queues each. The caller must close the lab, also after
+// an error.
+func (s *session) startWorkersLab(ctx context.Context, workers, queues, pods int) (*workersLab, error) {
 	dir, err := s.folder()
-	name := benchPrefix + "w" + strconv.Itoa(workers)
+	name := fmt.Sprintf("%sw%dq%d", benchPrefix, workers, queues)
 	load, forward := s.workersCPUs()
-	l := &workersLab{workers: workers, agentNode: agentNode{name: "bench", netns: name, cpus: forward, underlay: agentUnderlay,
-		subnets: []string{podPrefix}, dir: dir, more: map[string]any{"workers": workers}}}
+	l := &workersLab{workers: workers, queues: queues, agentNode: agentNode{name: "bench", netns: name, cpus: forward, underlay: agentUnderlay,
+		subnets: []string{podPrefix}, dir: dir, more: map[string]any{"workers": workers, "podQueues": queues}}}
 	if err != nil {
 		return l, err
 	}
@@ -99,16 +112,22 @@ func (p *workersPair) drops(ctx context.Context) (sum uint64, err error) {
 	return sum, nil
 }
 
-// pairs makes two pairs of the pods. Their senders are two that are on one worker now, so that the balancer has
-// something to do.
-func (l *workersLab) pairs(ctx context.Context) (pairs [2]*workersPair, err error) {
+func (l *workersLab) portsByMAC(ctx context.Context) (map[string]observe.Port, error) {
 	var ports []observe.Port
-	if err := l.client().Get(ctx, "ports", &ports); err != nil {
-		return pairs, err
-	}
+	err := l.client().Get(ctx, "ports", &ports)
 	byMAC := map[string]observe.Port{}
 	for _, p := range ports {
 		byMAC[p.MAC] = p
+	}
+	return byMAC, err
+}
+
+// pairs makes two pairs of the pods. Their senders are two that are on one worker now, so that the balancer has
+// something to do.
+func (l *workersLab) pairs(ctx context.Context) (pairs [2]*workersPair, err error) {
+	byMAC, err := l.portsByMAC(ctx)
+	if err != nil {
+		return pairs, err
 	}
 	on := map[int][]*pod{} // by worker
 	var senders, receivers []*pod
@@ -124,11 +143,14 @@ func (l *workersLab) pairs(ctx context.Context) (pairs [2]*workersPair, err erro
 		}
 	}
 	for i := range pairs {
-		from, to := *senders[i], *receivers[i]
-		pairs[i] = &workersPair{workersLab: l, from: from, to: to,
-			ports: map[string]bool{byMAC[from.mac.String()].Name: true, byMAC[to.mac.String()].Name: true}}
+		pairs[i] = l.pair(senders[i], receivers[i], byMAC)
 	}
 	return pairs, nil
+}
+
+func (l *workersLab) pair(from, to *pod, byMAC map[string]observe.Port) *workersPair {
+	return &workersPair{workersLab: l, from: *from, to: *to,
+		ports: map[string]bool{byMAC[from.mac.String()].Name: true, byMAC[to.mac.String()].Name: true}}
 }
 
 // offerPairs has both pairs send at once, as fast as their devices take it.
@@ -137,17 +159,21 @@ func (s *session) offerPairs(ctx context.Context, l *workersLab, d time.Duration
 	if err != nil {
 		return nil, err
 	}
+	return s.offerAll(ctx, l, pairs[:], scenario{name: "burst"}, d)
+}
+
+// offerAll offers the scenario to all pairs at once.
+func (s *session) offerAll(ctx context.Context, l *workersLab, pairs []*workersPair, sc scenario, d time.Duration) (*workersRun, error) {
 	before, err := l.readWorkers(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var accounts [2]*account
-	var errs [2]error
+	accounts, errs := make([]*account, len(pairs)), make([]error, len(pairs))
 	done := make(chan struct{})
 	for i, p := range pairs {
 		go func() {
 			defer func() { done <- struct{}{} }()
-			if accounts[i], errs[i] = s.offer(ctx, p, scenario{name: "burst"}, d); errs[i] == nil {
+			if accounts[i], errs[i] = s.offer(ctx, p, sc, d); errs[i] == nil {
 				errs[i] = accounts[i].check()
 			}
 		}()
@@ -156,7 +182,7 @@ func (s *session) offerPairs(ctx context.Context, l *workersLab, d time.Duration
 		<-done
 	}
 	after, err := l.readWorkers(ctx)
-	if err := errors.Join(errs[0], errs[1], err); err != nil {
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return nil, err
 	}
 	run := &workersRun{moves: after.moves - before.moves, frames: smallestPart(before.frames, after.frames), cpu: smallestPart(before.cpu, after.cpu)}
@@ -210,7 +236,7 @@ const (
 
 // idleWorkers measures what an agent costs whose pods don't send.
 func (s *session) idleWorkers(ctx context.Context) (rows []Row, err error) {
-	l, err := s.startWorkersLab(ctx, 2, idlePods)
+	l, err := s.startWorkersLab(ctx, 2, 1, idlePods)
 	defer func() { err = errors.Join(err, l.close()) }()
 	if err != nil {
 		return nil, err

@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"context"
+	"slices"
 	"testing"
 	"time"
 )
@@ -8,25 +10,7 @@ import (
 // Two real pairs of pods whose senders are on one worker: every frame is accounted for, in order, and the agent's
 // workers and the kernel's figures of their threads are found.
 func TestTwoWorkersKeepTheOrder(t *testing.T) {
-	ownTempDir(t)
-	s, err := prepare(Config{Executable: buildTapyard(t), Progress: t.Output()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	l, err := s.startWorkersLab(t.Context(), 2, 4)
-	defer func() {
-		if err := l.close(); err != nil {
-			t.Error(err) // its ledger didn't balance
-		}
-	}()
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, l := newWorkersLab(t, 1, 4)
 	run, err := s.offerPairs(t.Context(), l, time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -37,6 +21,38 @@ func TestTwoWorkersKeepTheOrder(t *testing.T) {
 	}
 	if r, err := l.readWorkers(t.Context()); err != nil || len(r.frames) != 2 || r.frames[0]+r.frames[1] < run.received || r.cpu[0]+r.cpu[1] == 0 {
 		t.Errorf("the workers: %+v, %v", r, err)
+	}
+}
+
+// newWorkersLab starts an agent with two workers, for the time of the test.
+func newWorkersLab(t *testing.T, queues, pods int) (*session, *workersLab) {
+	t.Helper()
+	ownTempDir(t)
+	s, err := prepare(Config{Executable: buildTapyard(t), Progress: t.Output()})
+	must(t, err)
+	t.Cleanup(func() { must(t, s.close()) })
+	l, err := s.startWorkersLab(context.Background(), 2, queues, pods)
+	t.Cleanup(func() { must(t, l.close()) }) // an error: its ledger didn't balance
+	must(t, err)
+	return s, l
+}
+
+// A real agent's pod that sends many flows has both workers by its two queues, which the agent shows, and every flow
+// stays in order.
+func TestTwoQueuesKeepTheOrder(t *testing.T) {
+	s, l := newWorkersLab(t, 2, 2)
+	ports, err := l.portsByMAC(t.Context())
+	must(t, err)
+	for _, p := range l.pods {
+		if w := slices.Sorted(slices.Values(ports[p.mac.String()].Workers)); !slices.Equal(w, []int{0, 1}) {
+			t.Errorf("the queues of %s are on workers %v", p.netns, w)
+		}
+	}
+	run, err := s.offerOnePair(t.Context(), l, time.Second)
+	must(t, err)
+	t.Logf("%+v", *run)
+	if run.reordered != 0 || run.received == 0 || run.frames < 0.25 || run.frames > 0.5 || run.moves != 0 {
+		t.Errorf("%+v", *run)
 	}
 }
 
