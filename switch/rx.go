@@ -6,16 +6,16 @@ import (
 	"tapyard/switch/port"
 )
 
-// stopID marks the epoll event that ends a worker; as a port ID it is never handed out.
-const stopID = -1
+// wakeID marks the epoll event by which others speak to a worker; as a port ID it is never handed out.
+const wakeID = -1
 
 // recv is the first stage: it takes one burst from the queue that the event names, and reports whether
 // the queue has more.
 func (w *worker) recv(ev unix.EpollEvent) (more bool) {
 	w.burst.Reset()
 	w.now = w.sw.now().UnixNano()
-	if ev.Fd == stopID {
-		w.stopped = true
+	if ev.Fd == wakeID {
+		w.woken()
 		return false
 	}
 	w.snap = w.sw.snapshot.Load()

@@ -99,6 +99,7 @@ type slowWorker struct {
 	free     chan *punt
 	events   chan event
 	arrivals chan arrival
+	proofs   chan chan<- struct{} // of Prove
 	stopping chan struct{}
 }
 
@@ -106,7 +107,7 @@ func newSlowWorker(sw *Switch, id int) *slowWorker {
 	s := &slowWorker{
 		worker: newWorker(sw, id),
 		frames: make(chan *punt, punts), free: make(chan *punt, punts),
-		events: make(chan event, events), arrivals: make(chan arrival, arrivals), stopping: make(chan struct{}),
+		events: make(chan event, events), arrivals: make(chan arrival, arrivals), proofs: make(chan chan<- struct{}), stopping: make(chan struct{}),
 	}
 	for range punts {
 		s.free <- new(punt)
@@ -126,6 +127,8 @@ func (s *slowWorker) run() {
 			s.handle(p)
 		case a := <-s.arrivals:
 			s.announce(a)
+		case done := <-s.proofs:
+			close(done)
 		case <-second.C:
 			s.begin()
 			s.sw.fdb.Expire(s.now)

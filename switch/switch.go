@@ -2,7 +2,6 @@ package vswitch
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -201,13 +200,13 @@ func (sw *Switch) Stop() (Ledger, error) {
 	var errs []error
 	sw.prepared.Wait() // if it was never started
 	for _, w := range sw.workers {
-		errs = append(errs, w.stop())
+		errs = append(errs, w.wake(wakeToStop))
 	}
 	sw.running.Wait()
 	close(sw.slow.stopping)
 	sw.slowEnded.Wait()
 	for _, w := range sw.workers {
-		errs = append(errs, unix.Close(w.epoll), unix.Close(w.stopFD))
+		errs = append(errs, unix.Close(w.epoll), unix.Close(w.wakeFD))
 	}
 	return sw.Ledger(), errors.Join(errs...)
 }
@@ -217,21 +216,12 @@ func (w *worker) open() (err error) {
 	if w.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return fmt.Errorf("epoll_create1: %w", err)
 	}
-	if w.stopFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+	if w.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fmt.Errorf("eventfd: %w", err)
 	}
-	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: stopID}
-	if err := unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, w.stopFD, &ev); err != nil {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeID}
+	if err := unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, w.wakeFD, &ev); err != nil {
 		return fmt.Errorf("epoll_ctl: %w", err)
-	}
-	return nil
-}
-
-// stop wakes the worker with an event that tells it to end.
-func (w *worker) stop() error {
-	one := binary.NativeEndian.AppendUint64(nil, 1)
-	if _, err := unix.Write(w.stopFD, one); err != nil {
-		return fmt.Errorf("stop worker %d: %w", w.id, err)
 	}
 	return nil
 }

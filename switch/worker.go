@@ -44,7 +44,8 @@ type worker struct {
 	ready, again []unix.EpollEvent // queues of this round, and those that have more for the next
 	paused       []pausedQueue
 	stopped      bool
-	stopFD       int
+	wakeFD       int          // an eventfd; what is written there is one of the wake numbers
+	rounds       atomic.Int64 // how often the worker was woken to show that it goes round
 }
 
 // maxEvents is how many ready queues one epoll_wait returns; more wait for the next call, which costs
