@@ -29,7 +29,7 @@ type row struct {
 }
 
 var importTable = []row{
-	{name: "0", packages: []string{"fib", "switch/wire", "switch/drop", "switch/cowmap", "switch/mmsg", "switch/uring", "cniplugin/podapi"}},
+	{name: "0", packages: []string{"fib", "switch/wire", "switch/drop", "switch/cowmap", "switch/mmsg", "switch/uring", "switch/handover", "cniplugin/podapi"}},
 	{name: "1", packages: []string{"switch/frame", "switch/flow"}, only: []string{"switch/wire", "switch/drop"}},
 	{name: "2", packages: []string{"switch/port"}, only: []string{"switch/wire", "switch/drop", "switch/mmsg", "switch/uring", "switch/frame"},
 		outside: []string{"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "github.com/songgao/water", "github.com/mdlayher/packet",
