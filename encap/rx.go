@@ -45,6 +45,8 @@ type rxQueue struct {
 	joiner   frame.Joiner
 	partials partials
 	hellos   chan<- heard // nil in a plain Tunnel
+	drain    bool
+	drained  int // messages that were received since, for the rest of incomplete ones
 }
 
 // message is what is left of a received message.
@@ -57,7 +59,7 @@ type message struct {
 	train int // if not 0, this is one datagram with a super-frame of UDP, which has that much payload in each segment
 }
 
-var _ port.RxQueue = (*rxQueue)(nil)
+var _ port.Drainer = (*rxQueue)(nil)
 
 func newRxQueue(fd int, peers *VTEPTable) *rxQueue {
 	q := &rxQueue{fd: fd, peers: peers}
@@ -75,6 +77,18 @@ func newRxQueue(fd int, peers *VTEPTable) *rxQueue {
 // FD implements port.RxQueue.
 func (q *rxQueue) FD() int { return q.fd }
 
+// maxDrained is how many messages Drain still receives to complete others: a burst of super-frames that came in pieces.
+const maxDrained = 256
+
+// Drain implements port.Drainer. Of a message of which slices are here, the others are taken as well, if they are there:
+// nobody else could do anything with them.
+func (q *rxQueue) Drain() (held bool) {
+	q.drain = true
+	return q.next < q.got || q.completing()
+}
+
+func (q *rxQueue) completing() bool { return q.partials.open > 0 && q.drained < maxDrained }
+
 // Recv implements port.RxQueue. It looks at no more messages than a burst has frames, or a flood of
 // invalid ones would hold the worker for as long as it lasts.
 func (q *rxQueue) Recv(_ int, b *frame.Burst, p *frame.Pool, st *port.Stats) (more bool) {
@@ -82,6 +96,14 @@ func (q *rxQueue) Recv(_ int, b *frame.Burst, p *frame.Pool, st *port.Stats) (mo
 	for budget := frame.BurstSize - b.Len(); more && budget > 0; {
 		switch {
 		case q.next < q.got:
+		case q.drain && !q.completing():
+			q.finish(b)
+			return false
+		case q.drain:
+			q.drained++
+			if more = q.receive(1); !more {
+				q.drained = maxDrained // the rest is still on its way, or lost
+			}
 		case q.direct.prefix == 0:
 			more = q.receive(min(budget, rxSlots))
 		default:

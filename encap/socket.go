@@ -46,9 +46,9 @@ var (
 // here: the socket is bound to one address, a datagram is taken only from the address of a known peer and
 // for a VNI of this node, and the inner packet's own checksums reach the pods as they were.
 func receiveOptions(local netip.Addr, merge bool) []option {
-	options := []option{bigReceiveBuffer}
+	options := []option{bigReceiveBuffer, {"UDP_GRO", unix.IPPROTO_UDP, unix.UDP_GRO, 0}}
 	if merge {
-		options = append(options, option{"UDP_GRO", unix.IPPROTO_UDP, unix.UDP_GRO, 1})
+		options[1].value = 1
 	}
 	if local.Is4() {
 		return append(options, option{"IP_RECVTOS", unix.IPPROTO_IP, unix.IP_RECVTOS, 1})
@@ -75,28 +75,62 @@ func sourceOptions(local netip.Addr) []option {
 // refused even while the first one shares its port among its own workers. What remains is a foreign program
 // of our user that sets SO_REUSEPORT itself and binds after us; Linux has no way to forbid that. After an
 // error some may be open.
-func listen(local netip.AddrPort, n int, options ...option) (fds []int, err error) {
-	fd, err := openUDP(local, options...)
-	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, fmt.Errorf("UDP port %d at %v is taken by %s; stop that, or choose another port on all nodes: %w",
-			local.Port(), local.Addr(), holderOf(local), err)
+//
+// Sockets that are open already come first, and as many as are missing are bound beside them. There may be more than n:
+// what arrived in each of them is to be read.
+func listen(open []int, local netip.AddrPort, n int, options ...option) (fds []int, err error) {
+	for _, fd := range open {
+		if err := adopt(fd, local, options...); err != nil {
+			return open, err
+		}
 	}
-	if err != nil {
-		return nil, err
+	fds = open
+	if len(fds) == 0 {
+		fd, err := openUDP(local, options...)
+		if errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("UDP port %d at %v is taken by %s; stop that, or choose another port on all nodes: %w",
+				local.Port(), local.Addr(), holderOf(local), err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		fds = []int{fd}
 	}
-	if fds = []int{fd}; n == 1 {
+	if len(fds) >= n {
 		return fds, nil
 	}
-	if err = setOptions(fd, shareAddress); err != nil {
-		return fds, err
+	for _, fd := range fds { // one alone doesn't share yet
+		if err = setOptions(fd, shareAddress); err != nil {
+			return fds, err
+		}
 	}
 	for len(fds) < n {
-		if fd, err = openUDP(local, append(options, shareAddress)...); err != nil {
+		fd, err := openUDP(local, append(options, shareAddress)...)
+		if err != nil {
 			return fds, err
 		}
 		fds = append(fds, fd)
 	}
 	return fds, nil
+}
+
+// adopt has an open socket be what openUDP returns.
+func adopt(fd int, local netip.AddrPort, options ...option) error {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return fmt.Errorf("adopt a socket: getsockname: %w", err)
+	}
+	var bound netip.AddrPort
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		bound = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		bound = netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	if bound != local {
+		return fmt.Errorf("adopt a socket: it is bound to %v, want %v", bound, local)
+	}
+	return setOptions(fd, options...)
 }
 
 // openSources opens n sockets to send from, on the first source ports that are free. After an error some

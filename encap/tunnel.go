@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -27,10 +28,13 @@ type Config struct {
 	Name    string     // the Port's name, for operators
 	Local   netip.Addr // underlay address of this node, whose family is the Tunnel's
 	Port    uint16     // UDP port, the peers' too; 0 is DefaultPort
-	Workers int        // receive queues; the slow worker, number Workers, sends too
+	Workers int        // receive queues, at least; the slow worker, number Workers, sends too
 	Peers   *VTEPTable // shared with whoever keeps it up to date
 	Singly  bool       // every datagram is sent and received on its own, without UDP_SEGMENT and UDP_GRO
 	Plain   bool       // VXLAN only: no peer is asked for, or offered, a faster wire
+	// Inherited are receive sockets that a predecessor has left open, with what arrived meanwhile: the Tunnel's from Open
+	// on. Those that aren't bound to its address are refused.
+	Inherited []int
 }
 
 // Tunnel is a Port that reaches all peers of the underlay address's family.
@@ -84,7 +88,8 @@ func (t *Tunnel) open() error {
 		return fmt.Errorf("%d workers, peers %p: want at least one worker and a VTEPTable", t.cfg.Workers, t.cfg.Peers)
 	}
 	var err error
-	if t.fds, err = listen(t.local(), t.cfg.Workers, receiveOptions(t.cfg.Local, !t.cfg.Singly)...); err != nil {
+	t.fds = slices.Clone(t.cfg.Inherited)
+	if t.fds, err = listen(t.fds, t.local(), t.cfg.Workers, receiveOptions(t.cfg.Local, !t.cfg.Singly)...); err != nil {
 		return err
 	}
 	for _, fd := range t.fds {
@@ -152,6 +157,13 @@ func (t *Tunnel) Caps() port.Caps { return port.CapsAll }
 // Rx implements port.Port. The kernel chooses the queue by the outer addresses and ports, so a flow stays
 // on one.
 func (t *Tunnel) Rx() []port.RxQueue { return t.rx }
+
+// FDs returns the descriptors of the receive sockets, for a successor. They stay the Tunnel's.
+func (t *Tunnel) FDs() []int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.fds[:len(t.rx)])
+}
 
 // Tx implements port.Port, for workers 0 to Config.Workers; the last is the slow worker.
 func (t *Tunnel) Tx(worker int, st *port.Stats) port.TxQueue {

@@ -75,7 +75,24 @@ func (w *worker) run() {
 			}
 		}
 	}
+	w.drain()
 	w.reader.Close()
+}
+
+// drain forwards what the worker's queues have taken from the kernel already: the next process can't know it.
+func (w *worker) drain() {
+	for _, ps := range w.sw.snapshot.Load().ports[1:] {
+		if ps == nil {
+			continue
+		}
+		for q, rx := range ps.rx {
+			d, holds := rx.(port.Drainer)
+			for holds && w.owns(ps, q) && d.Drain() {
+				w.pass(unix.EpollEvent{Fd: int32(ps.id), Pad: int32(q)})
+			}
+		}
+	}
+	w.live.Store(int64(w.pool.Live()))
 }
 
 // pass is the data path: five stages, no back edges. It reports whether the queue has more.

@@ -35,9 +35,10 @@ type packetRx struct {
 	msgs  [packetSlots]mmsg.Message // of iovs and aux
 	next  int                       // the slots from next to got-1 hold frames
 	got   int
+	drain bool
 }
 
-var _ RxQueue = (*packetRx)(nil)
+var _ Drainer = (*packetRx)(nil)
 
 func newPacketRx(p *Packet) *packetRx {
 	q := &packetRx{p: p}
@@ -55,12 +56,21 @@ func newPacketRx(p *Packet) *packetRx {
 // FD implements RxQueue.
 func (q *packetRx) FD() int { return q.p.fd }
 
+// Drain implements Drainer.
+func (q *packetRx) Drain() (held bool) {
+	q.drain = true
+	return q.next < q.got
+}
+
 // Recv implements RxQueue. It looks at no more frames than a burst has, or a flood of invalid ones would
 // hold the worker for as long as it lasts.
 func (q *packetRx) Recv(_ int, b *frame.Burst, p *frame.Pool, st *Stats) (more bool) {
 	more = true
 	for budget := frame.BurstSize - b.Len(); more && budget > 0; {
 		if q.next == q.got {
+			if q.drain {
+				return false
+			}
 			if more = q.receive(min(budget, packetSlots), st); q.got == 0 {
 				budget--
 				continue

@@ -32,8 +32,6 @@ var packetOptions = []struct {
 	// Forced: net.core.rmem_max and wmem_max, 208 KiB by default, are meant for programs without privileges.
 	{"SO_RCVBUFFORCE", unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, packetBuffer},
 	{"SO_SNDBUFFORCE", unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, packetBuffer},
-	// Last, because it opens the door.
-	{"SO_DETACH_FILTER", unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0},
 }
 
 // refuseAll is a filter that keeps frames out until all options are set: the host's own outgoing ones, and
@@ -70,6 +68,17 @@ func setUpPacket(fd, index int) error {
 	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, everything); err != nil {
 		return fmt.Errorf("set promiscuous mode: %w", err)
 	}
+	if err := setPacketOptions(fd); err != nil {
+		return err
+	}
+	// Last, because it opens the door.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
+		return fmt.Errorf("set socket option SO_DETACH_FILTER: %w", err)
+	}
+	return nil
+}
+
+func setPacketOptions(fd int) error {
 	for _, o := range packetOptions {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
 			return fmt.Errorf("set socket option %s to %d (have we CAP_NET_ADMIN?): %w", o.text, o.value, err)

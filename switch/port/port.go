@@ -113,6 +113,14 @@ type RxQueue interface {
 	Recv(worker int, b *frame.Burst, p *frame.Pool, st *Stats) (more bool)
 }
 
+// Drainer is an RxQueue that takes frames from the kernel before there is room for them.
+type Drainer interface {
+	RxQueue
+	// Drain has each further Recv deliver what the queue holds already and leave in the kernel what it can, for a
+	// successor. It says whether anything is held; only the owner of the queue calls it, and no more than it must.
+	Drain() (held bool)
+}
+
 // TxQueue sends on a Port for one worker. Frames passed to Send belong to the queue until Flush returns;
 // the caller releases them then. Of a frame and its clones a burst has one only, unless the port is a tunnel.
 type TxQueue interface {

@@ -100,17 +100,27 @@ var _ Port = (*TAP)(nil)
 // on the offloads that the kernel has. The descriptors pin that namespace, so for a new pod the device is
 // opened in the agent's namespace and moved afterwards.
 func OpenTAP(cfg TAPConfig) (*TAP, error) {
+	t := newTAP(cfg)
+	if err := t.attach(); err != nil {
+		return nil, errors.Join(fmt.Errorf("attach to TAP device %s: %w", cfg.Device, err), t.closeQueues())
+	}
+	t.addRx()
+	return t, nil
+}
+
+func newTAP(cfg TAPConfig) *TAP {
 	t := &TAP{cfg: cfg}
 	if t.cfg.PortKind == "" {
 		t.cfg.PortKind = "tap"
 	}
-	if err := t.attach(); err != nil {
-		return nil, errors.Join(fmt.Errorf("attach to TAP device %s: %w", cfg.Device, err), t.closeQueues())
-	}
+	return t
+}
+
+// addRx makes the receive queues of the attached ones.
+func (t *TAP) addRx() {
 	for _, fd := range t.fds {
-		t.rx = append(t.rx, &tapRx{fd: fd, rings: cfg.Rings})
+		t.rx = append(t.rx, &tapRx{fd: fd, rings: t.cfg.Rings})
 	}
-	return t, nil
 }
 
 func (t *TAP) negotiate() error {
