@@ -174,14 +174,22 @@ func (t *addition) open() (err error) {
 // openDevice opens the attachment's port in the calling thread's network namespace, where a TAP is called name.
 func (m *Manager) openDevice(name string, a Attachment) (device, error) {
 	if a.PortType == Veth {
-		return opened(port.OpenPacket(port.PacketConfig{Device: a.HostIfName(), PortName: a.Name, PortKind: Veth}))
+		return opened(port.OpenPacket(m.packetConfig(a)))
 	}
-	tap, err := port.OpenTAP(port.TAPConfig{Device: name, PortName: a.Name, NetnsPath: a.NetnsPath,
-		Without: m.cfg.Without, Rings: m.cfg.Rings, Queues: a.Queues, Steering: m.cfg.Steering})
+	tap, err := port.OpenTAP(m.tapConfig(name, a))
 	if err == nil && tap.Unsteered() != nil {
 		m.cfg.Log.Warn("a pod has fewer queues than it should", "port", a.Name, "why", tap.Unsteered())
 	}
 	return opened(tap, err)
+}
+
+func (m *Manager) packetConfig(a Attachment) port.PacketConfig {
+	return port.PacketConfig{Device: a.HostIfName(), PortName: a.Name, PortKind: Veth}
+}
+
+func (m *Manager) tapConfig(name string, a Attachment) port.TAPConfig {
+	return port.TAPConfig{Device: name, PortName: a.Name, NetnsPath: a.NetnsPath, Without: m.cfg.Without, Rings: m.cfg.Rings,
+		Queues: a.Queues, Steering: m.cfg.Steering}
 }
 
 func opened[D device](d D, err error) (device, error) {
@@ -245,4 +253,10 @@ func (t *addition) record() error {
 	return t.m.store.put(t.a)
 }
 
-func (t *addition) publish() error { return t.m.publish(t.a, t.dev) }
+func (t *addition) publish() error {
+	if err := t.m.publish(t.a, t.dev); err != nil {
+		return err
+	}
+	t.m.keep(t.a, t.dev)
+	return nil
+}

@@ -24,6 +24,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tapyard/switch/handover"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
@@ -78,11 +79,12 @@ type Config struct {
 	MTU      func() int // of a new or restored pod, in bytes
 	L2       bool       // pods get a device without addresses and routes
 	Networks []Network
-	PortType string         // of new pods: TAP, also when empty, or Veth; pods that are there keep theirs
-	Without  port.Caps      // offloads that TAPs do without
-	Rings    *port.Rings    // of TAPs; may be nil
-	Queues   int            // of new pods' TAPs; those that are there keep theirs. 0 is 1
-	Steering *port.Steering // of TAPs with several queues; nil has one for all
+	PortType string          // of new pods: TAP, also when empty, or Veth; pods that are there keep theirs
+	Without  port.Caps       // offloads that TAPs do without
+	Rings    *port.Rings     // of TAPs; may be nil
+	Queues   int             // of new pods' TAPs; those that are there keep theirs. 0 is 1
+	Steering *port.Steering  // of TAPs with several queues; nil has one for all
+	Store    *handover.Store // of descriptors for the next process; may be nil
 	Log      *slog.Logger
 	// Publish makes the switch serve the attachment. The port stays the Manager's: neither callback closes
 	// it. An error means that nothing was published.
@@ -118,6 +120,7 @@ type device interface {
 	port.Port
 	Remove() error // also when the device is gone
 	Gone() bool
+	FDs() []int // that read and write it
 }
 
 // lockWait is how long Open waits for the database, which a killed predecessor holds until it is reaped.

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/cniplugin/podapi"
+	"tapyard/switch/port"
 )
 
 // Del detaches a pod: of the request it needs the container and the interface only. An attachment that
@@ -34,7 +35,8 @@ func (m *Manager) del(ctx context.Context, req Request) error {
 			return fmt.Errorf("withdraw: %w", err)
 		}
 		m.unpublish(key)
-		if err := removeDevice(e.dev); err != nil {
+		m.unkeep(key)
+		if err := m.removeDevice(e.dev); err != nil {
 			return err
 		}
 	case known:
@@ -65,9 +67,13 @@ func (m *Manager) unpublish(key string) {
 	m.entries[key].dev = nil
 }
 
-// removeDevice accepts that the device has gone with its namespace.
-func removeDevice(dev device) error {
-	if err := dev.Remove(); err != nil && !errors.Is(err, unix.EBADFD) {
+// removeDevice accepts that the device has gone with its namespace. The store may still have the descriptor of a TAP.
+func (m *Manager) removeDevice(dev device) error {
+	remove := dev.Remove
+	if tap, is := dev.(*port.TAP); is && m.cfg.Store != nil {
+		remove = tap.Delete
+	}
+	if err := remove(); err != nil && !errors.Is(err, unix.EBADFD) {
 		return fmt.Errorf("remove the device: %w", err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"tapyard/switch/handover"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
@@ -24,8 +26,10 @@ type HostConfig struct {
 	Subnets   []netip.Prefix // the node's pod subnets: the host has the first address of each
 	RouterMAC wire.MAC       // the switch's, which the host sends everything to
 	MTU       int
-	Without   port.Caps   // offloads that the device does without
-	Rings     *port.Rings // may be nil
+	Without   port.Caps       // offloads that the device does without
+	Rings     *port.Rings     // may be nil
+	Store     *handover.Store // may be nil
+	Log       *slog.Logger
 }
 
 // Host is the node's own attachment: a TAP in the agent's network namespace that holds the gateway
@@ -59,13 +63,34 @@ func OpenHost(cfg HostConfig) (*Host, error) {
 	if h.link, err = netlink.LinkByName(HostDevice); err != nil {
 		return nil, fmt.Errorf("host device %s: %w", HostDevice, err)
 	}
-	if h.TAP, err = port.OpenTAP(port.TAPConfig{Device: HostDevice, PortName: HostDevice, PortKind: "host", Without: cfg.Without, Rings: cfg.Rings}); err != nil {
+	if h.TAP, err = openHostTAP(cfg); err != nil {
 		return nil, err
 	}
 	if err := h.setUp(); err != nil {
 		return nil, errors.Join(fmt.Errorf("host device %s: %w", HostDevice, err), h.TAP.Close())
 	}
 	return h, nil
+}
+
+// openHostTAP attaches to tapyard0, by the descriptor that the process before has left if it did.
+func openHostTAP(cfg HostConfig) (tap *port.TAP, err error) {
+	c := port.TAPConfig{Device: HostDevice, PortName: HostDevice, PortKind: "host", Without: cfg.Without, Rings: cfg.Rings}
+	adopted, err := Adopt(cfg.Store, hostStoreName, func(fds []int) (err error) {
+		tap, err = port.AdoptTAP(c, fds)
+		return err
+	})
+	if err != nil {
+		cfg.Log.Warn("the kept descriptor of the host's device is of no use; it is opened anew", "err", err)
+	}
+	if adopted {
+		return tap, nil
+	}
+	if tap, err = port.OpenTAP(c); err == nil {
+		if err := cfg.Store.Keep(hostStoreName, tap.FDs()...); err != nil {
+			cfg.Log.Warn("a restart of the agent will cost the host frames", "err", err)
+		}
+	}
+	return tap, err
 }
 
 // hostMAC differs from the router MAC in the first byte's local pattern, so that the host takes nothing

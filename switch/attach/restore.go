@@ -64,7 +64,7 @@ func (m *Manager) restore(e entry) error {
 		dev, err = m.reopenPair(e.a)
 	} else {
 		err = inNetns(fd, func() (err error) {
-			dev, err = m.openDevice(link.Attrs().Name, e.a)
+			dev, err = m.reopen(link.Attrs().Name, e.a)
 			return err
 		})
 	}

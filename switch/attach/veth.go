@@ -76,7 +76,7 @@ func (m *Manager) reopenPair(a Attachment) (device, error) {
 		return nil, fmt.Errorf("device %s, the other end of the pod's %s, is not in the agent's network namespace: does the agent run in another one than before?",
 			a.HostIfName(), a.IfName)
 	}
-	return m.openDevice(link.Attrs().Name, a)
+	return m.reopen(link.Attrs().Name, a)
 }
 
 // removePair deletes what is left of an attachment's pair, of which nobody else may know: a kill may have
