@@ -26,9 +26,13 @@ func (w *worker) track() {
 			w.tracked.Add(f.VNI, f.Bytes(), &w.parsed[i])
 		}
 	}
-	owner := flow.Owner{ID: uint16(w.in.id), Share: transitFlows}
-	if w.in.single {
-		owner.Share = podFlows
+	w.snap.flows.Track(w.tracked, w.now, flow.Owner{ID: uint16(w.in.id), Share: w.in.flows()})
+}
+
+// flows returns the port's share of the table.
+func (ps *portState) flows() int {
+	if ps.single {
+		return podFlows
 	}
-	w.snap.flows.Track(w.tracked, w.now, owner)
+	return transitFlows
 }

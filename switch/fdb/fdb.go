@@ -65,6 +65,9 @@ func New(cfg Config) *Table {
 	}
 }
 
+// Ageing returns Config.Ageing.
+func (t *Table) Ageing() time.Duration { return t.cfg.Ageing }
+
 // SetPortLimit has the port, or each peer behind it, learn up to limit MACs, at least 0, instead of
 // Config.MaxLearnedPerPort, until DeletePort. What it has learned already stays.
 func (t *Table) SetPortLimit(id port.ID, limit int) {

@@ -8,20 +8,25 @@ func (t *Table) insert(it *item, second uint32, owner Owner) {
 	if conn == 0 {
 		return
 	}
+	opener := uint64(it.side)
+	if it.class == synAck {
+		opener ^= 1
+	}
+	t.begin(it, conn, opener, second, owner)
+}
+
+// begin makes an entry with that state and opener, and says whether there was room.
+func (t *Table) begin(it *item, conn State, opener uint64, second uint32, owner Owner) bool {
 	if t.owned[owner.ID].Add(1) > int32(owner.Share) {
 		t.owned[owner.ID].Add(-1)
 		t.refused.Add(1)
-		return
+		return false
 	}
 	slot, version, ok := t.claim(it, second)
 	if !ok {
 		t.owned[owner.ID].Add(-1)
 		t.refused.Add(1)
-		return
-	}
-	opener := uint64(it.side)
-	if it.class == synAck {
-		opener ^= 1
+		return false
 	}
 	e := &t.entries[slot]
 	words := keyWords
@@ -37,6 +42,7 @@ func (t *Table) insert(it *item, second uint32, owner Owner) {
 	e.state.Store(s)
 	t.created.Add(1)
 	t.settle(it, slot, s, second)
+	return true
 }
 
 // crowded is how many free places are few for the first bucket: then the emptier one of both takes the flow, so

@@ -86,15 +86,7 @@ type Owner struct {
 // nothing is new to the second it writes nothing.
 func (t *Table) Track(b *Batch, now int64, owner Owner) {
 	items, second := b.items[:b.n], uint32(now/1e9)
-	for i := range items {
-		it := &items[i]
-		h := fold(it.key[0]^t.seeds[0], it.key[1]^t.seeds[1])
-		if it.kind == live6 {
-			h = fold(h^fold(it.key[2]^t.seeds[2], it.key[3]^t.seeds[3]), it.key[4]^t.seeds[4])
-		}
-		it.hash = fold(h^t.seeds[2], t.seeds[3]|1)
-		it.seen = t.tags[it.hash&t.mask].Load()
-	}
+	t.hash(items)
 	for i := range items {
 		it := &items[i]
 		way := uint64(bits.TrailingZeros64(equalBytes(it.seen, it.tag()))) / 8 % ways // without an equal one, 0 is as good as any
@@ -113,6 +105,19 @@ func (t *Table) Track(b *Batch, now int64, owner Owner) {
 		t.track(it, second, owner)
 	}
 	b.n = 0
+}
+
+// hash finds the buckets and tags of all items, and has the tags' words on their way.
+func (t *Table) hash(items []item) {
+	for i := range items {
+		it := &items[i]
+		h := fold(it.key[0]^t.seeds[0], it.key[1]^t.seeds[1])
+		if it.kind == live6 {
+			h = fold(h^fold(it.key[2]^t.seeds[2], it.key[3]^t.seeds[3]), it.key[4]^t.seeds[4])
+		}
+		it.hash = fold(h^t.seeds[2], t.seeds[3]|1)
+		it.seen = t.tags[it.hash&t.mask].Load()
+	}
 }
 
 // holds compares keys. The answer counts if the entry's state has the same identity before and after.
