@@ -72,8 +72,10 @@ func TestSocketsChangeHands(t *testing.T) {
 
 func TestSocketOfAnotherAddressIsRefused(t *testing.T) {
 	other := openTunnel(t, netip.MustParseAddr("127.0.0.2"), 1, &VTEPTable{})
+	kept := dup(t, other.FDs())
+	defer unix.Close(kept[0])
 	before := descriptors(t)
-	_, err := Open(Config{Name: "vxlan0", Local: netip.MustParseAddr("127.0.0.1"), Workers: 1, Peers: &VTEPTable{}, Inherited: dup(t, other.FDs())})
+	_, err := Open(Config{Name: "vxlan0", Local: netip.MustParseAddr("127.0.0.1"), Workers: 1, Peers: &VTEPTable{}, Inherited: kept})
 	if err == nil || !strings.Contains(err.Error(), "bound to 127.0.0.2:4789, want 127.0.0.1:4789") {
 		t.Errorf("error %v", err)
 	}

@@ -32,8 +32,8 @@ type Config struct {
 	Peers   *VTEPTable // shared with whoever keeps it up to date
 	Singly  bool       // every datagram is sent and received on its own, without UDP_SEGMENT and UDP_GRO
 	Plain   bool       // VXLAN only: no peer is asked for, or offered, a faster wire
-	// Inherited are receive sockets that a predecessor has left open, with what arrived meanwhile: the Tunnel's from Open
-	// on. Those that aren't bound to its address are refused.
+	// Inherited are receive sockets that a predecessor has left open, with what arrived meanwhile. They are the Tunnel's
+	// unless Open fails, as it does if they are bound to another address.
 	Inherited []int
 }
 
@@ -74,6 +74,7 @@ func Open(cfg Config) (*Tunnel, error) {
 	cfg.Local = cfg.Local.Unmap()
 	t := &Tunnel{cfg: cfg}
 	if err := t.open(); err != nil {
+		t.fds = t.fds[min(len(t.fds), len(cfg.Inherited)):]
 		t.Close()
 		return nil, fmt.Errorf("open tunnel %s: %w", cfg.Name, err)
 	}

@@ -24,6 +24,7 @@ import (
 	"tapyard/switch/attach"
 	"tapyard/switch/control"
 	"tapyard/switch/control/static"
+	"tapyard/switch/handover"
 	"tapyard/switch/port"
 )
 
@@ -94,6 +95,8 @@ type agent struct {
 	uplinks    []*port.Packet
 	vteps      *encap.VTEPTable
 	proven     proven
+	store      *handover.Store  // of descriptors, nil without a service manager that has one
+	memory     *handover.Memory // of tables, nil without store
 	without    offloads
 	rings      *port.Rings // nil with the engine readwrite
 	engine     port.EngineChoice
@@ -139,7 +142,10 @@ func (a *agent) start(ctx context.Context) error {
 	if a.node.Networks, err = control.LocalNetworks(attach.HostDevice); err != nil {
 		return err
 	}
-	a.proven = readProven(a.cfg.RunDir)
+	if err := a.inherit(); err != nil {
+		return err
+	}
+	a.proven = readProven(a.cfg.RunDir, a.store.Inherits())
 	a.chooseOffloads()
 	a.chooseEngine()
 	a.steering = port.NewSteering(a.cfg.workers())
@@ -151,7 +157,7 @@ func (a *agent) start(ctx context.Context) error {
 		Ageing: time.Duration(a.cfg.Ageing) * time.Second}); err != nil {
 		return err
 	}
-	a.closers = append(a.closers, a.stopSwitch)
+	a.closers = append(a.closers, a.stopSwitch, a.handOver)
 	own, err := a.addNetworks()
 	if err != nil {
 		return err
@@ -171,6 +177,7 @@ func (a *agent) start(ctx context.Context) error {
 	if err := a.pods.Restore(ctx); err != nil {
 		return err
 	}
+	a.recall()
 	a.sw.Start()
 	if a.host == nil || !a.cfg.Masquerade {
 		return nil
@@ -206,7 +213,7 @@ func (a *agent) join(uplink string, vni uint32) error {
 	if uplink == "" {
 		return nil
 	}
-	p, err := port.OpenPacket(port.PacketConfig{Device: uplink, PortName: uplink, PortKind: "uplink", Uplink: true})
+	p, err := a.openUplink(port.PacketConfig{Device: uplink, PortName: uplink, PortKind: "uplink", Uplink: true})
 	if err != nil {
 		return err
 	}
@@ -234,7 +241,7 @@ func (a *agent) overlayMTU() (pods, tunnel int, err error) {
 // link attaches the host and the tunnel, and makes the gateway known to pods.
 func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 	a.host, err = attach.OpenHost(attach.HostConfig{Subnets: a.cfg.PodSubnets, RouterMAC: a.node.RouterMAC, MTU: a.node.MTU,
-		Without: a.without.taps, Rings: a.rings})
+		Without: a.without.taps, Rings: a.rings, Store: a.store, Log: a.log})
 	if err != nil {
 		return links, err
 	}
@@ -253,8 +260,7 @@ func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 	if links.Host, err = a.sw.Attach(a.host.TAP, vswitch.PortConfig{Role: vswitch.RoleHost, VNI: a.cfg.VNI}); err != nil {
 		return links, err
 	}
-	tunnel, err := encap.Open(encap.Config{Name: "vxlan", Local: a.cfg.Underlay[0], Port: a.cfg.Port,
-		Workers: a.cfg.workers(), Peers: links.VTEPs, Singly: a.without.singly, Plain: a.without.slices})
+	tunnel, err := a.openTunnel()
 	if err != nil {
 		return links, err
 	}
@@ -299,7 +305,7 @@ func (a *agent) openPods() (err error) {
 	a.pods, err = attach.Open(attach.Config{
 		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
 		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(),
-		Without: a.without.taps, Rings: a.rings, Queues: a.cfg.PodQueues, Steering: a.steering, Log: a.log,
+		Without: a.without.taps, Rings: a.rings, Queues: a.cfg.PodQueues, Steering: a.steering, Store: a.store, Log: a.log,
 		Publish:  func(at attach.Attachment, p port.Port) error { return a.controller.AddPod(at, p) },
 		Withdraw: func(ctx context.Context, at attach.Attachment) error { return a.controller.RemovePod(ctx, at) },
 	})

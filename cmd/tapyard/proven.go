@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"tapyard/switch/port"
@@ -21,15 +23,55 @@ type proven struct {
 	By      string            `json:"by"`
 	Results []selftest.Result `json:"results,omitempty"`
 	Engines *port.Trial       `json:"engines,omitempty"`
+
+	borrowed bool // it is another program's, whose place this one has taken
 }
 
-// readProven returns what the last agent has found out, or nothing if that was another program or before a boot.
-func readProven(runDir string) (p proven) {
+// readProven returns what the last agent has found out, or nothing if that was before a boot. What another program has
+// found out counts for a start that frames are waiting for; see proveAgain.
+func readProven(runDir string, waiting bool) (p proven) {
 	by := provenBy()
-	if b, err := os.ReadFile(filepath.Join(runDir, proofsFile)); err != nil || json.Unmarshal(b, &p) != nil || p.By != by {
+	b, err := os.ReadFile(filepath.Join(runDir, proofsFile))
+	if err != nil || json.Unmarshal(b, &p) != nil {
 		return proven{By: by}
 	}
+	boot := func(by string) string { return strings.Fields(by + " ?")[0] }
+	if p.borrowed = p.By != by; p.borrowed && (!waiting || boot(p.By) != boot(by)) {
+		return proven{By: by}
+	}
+	p.By = by
 	return p
+}
+
+// proveAgain makes the self-test that an upgrade had no time for. The offload that fails in it is in use, so the agent
+// ends then, for a next start that does without.
+func (a *agent) proveAgain(context.Context) error {
+	if !a.proven.borrowed {
+		return nil
+	}
+	results, err := selftest.Run()
+	if err != nil {
+		a.log.Warn("the offloads' self-test could not be made again by this version; its predecessor's results hold", "error", err)
+		return nil
+	}
+	failed := func(results []selftest.Result) (names []string) {
+		for _, r := range results {
+			if !r.OK() {
+				names = append(names, r.Name)
+			}
+		}
+		return names
+	}
+	before, now := failed(a.proven.Results), failed(results)
+	a.proven.Results, a.proven.borrowed = results, false
+	a.keepProven()
+	for _, name := range now {
+		if !slices.Contains(before, name) {
+			return fmt.Errorf("offload %s fails the self-test of this version and is in use; ending, for the service manager to start the agent anew without it", name)
+		}
+	}
+	a.log.Info("self-test of offloads made by this version, after its start", "tests", len(results), "failed", now)
+	return nil
 }
 
 // keepProven writes what is known for the next agent.

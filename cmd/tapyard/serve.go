@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -23,11 +22,11 @@ func (a *agent) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var servers []func(context.Context) error
-	cni, err := listen(filepath.Join(a.cfg.RunDir, "cni.sock"))
+	cni, err := a.listen("cni.sock")
 	if err != nil {
 		return err
 	}
-	admin, err := listen(filepath.Join(a.cfg.RunDir, "admin.sock"))
+	admin, err := a.listen("admin.sock")
 	if err != nil {
 		cni.Close()
 		return err
@@ -38,7 +37,7 @@ func (a *agent) serve(ctx context.Context) error {
 	servers = append(servers, func(ctx context.Context) error {
 		a.pods.Sweep(ctx)
 		return nil
-	}, a.watchRules, a.watchDevices)
+	}, a.watchRules, a.watchDevices, a.watchdog, a.keepMemory, a.proveAgain)
 	if a.cfg.Mode == modeRouted {
 		servers = append(servers, a.watchPeers, a.watchUnderlay)
 	}
@@ -46,15 +45,18 @@ func (a *agent) serve(ctx context.Context) error {
 	for _, s := range servers {
 		go func() {
 			err := s(ctx)
-			cancel(err)
+			if err != nil {
+				cancel(err)
+			}
 			ended <- err
 		}()
 	}
 	a.ready = true
+	a.dropRest()
 	a.log.Info("ready", "mode", a.cfg.Mode, "workers", a.cfg.workers(), "mtu", a.node.MTU, "pods", len(a.pods.List()))
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	a.notify(daemon.SdNotifyReady)
 	<-ctx.Done()
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	a.notify(daemon.SdNotifyStopping)
 	var errs []error
 	for range servers {
 		errs = append(errs, <-ended)

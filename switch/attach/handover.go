@@ -1,36 +1,12 @@
 package attach
 
-import (
-	"errors"
-
-	"golang.org/x/sys/unix"
-
-	"tapyard/switch/handover"
-	"tapyard/switch/port"
-)
+import "tapyard/switch/port"
 
 // hostStoreName is what the store calls tapyard0's descriptor.
 const hostStoreName = "host"
 
 // podStoreName is what the store calls an attachment's.
 func podStoreName(key string) string { return "pod/" + key }
-
-// Adopt hands what the process before has kept under the name to adopt, and says whether that took it. What it refuses is
-// closed and dropped, so that the device can be opened anew.
-func Adopt(s *handover.Store, name string, adopt func(fds []int) error) (adopted bool, err error) {
-	fds := s.Take(name)
-	if fds == nil {
-		return false, nil
-	}
-	if err = adopt(fds); err == nil {
-		return true, nil
-	}
-	errs := []error{err}
-	for _, fd := range fds {
-		errs = append(errs, unix.Close(fd))
-	}
-	return false, errors.Join(append(errs, s.Drop(name))...)
-}
 
 // keep has the store keep an attachment's device for the next process. Without that, the next process opens it anew,
 // which costs frames, so an error is no reason to fail.
@@ -50,7 +26,7 @@ func (m *Manager) unkeep(key string) {
 // inherit opens a recorded attachment's port with the descriptors that were kept, in the calling thread's network
 // namespace, where a TAP is called name; nil without an error if there are none that fit.
 func (m *Manager) inherit(name string, a Attachment) (dev device) {
-	_, err := Adopt(m.cfg.Store, podStoreName(a.Key()), func(fds []int) (err error) {
+	_, err := m.cfg.Store.Adopt(podStoreName(a.Key()), func(fds []int) (err error) {
 		if a.PortType == Veth {
 			dev, err = opened(port.AdoptPacket(m.packetConfig(a), fds))
 		} else {

@@ -75,7 +75,7 @@ func OpenHost(cfg HostConfig) (*Host, error) {
 // openHostTAP attaches to tapyard0, by the descriptor that the process before has left if it did.
 func openHostTAP(cfg HostConfig) (tap *port.TAP, err error) {
 	c := port.TAPConfig{Device: HostDevice, PortName: HostDevice, PortKind: "host", Without: cfg.Without, Rings: cfg.Rings}
-	adopted, err := Adopt(cfg.Store, hostStoreName, func(fds []int) (err error) {
+	adopted, err := cfg.Store.Adopt(hostStoreName, func(fds []int) (err error) {
 		tap, err = port.AdoptTAP(c, fds)
 		return err
 	})

@@ -93,6 +93,33 @@ func (s *Store) Take(name string) []int {
 	return fds
 }
 
+// Inherits says whether anything of the process before is there that wasn't taken.
+func (s *Store) Inherits() bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.inherited) > 0
+}
+
+// Adopt hands what the process before has kept under the name to adopt, and says whether that took it: with an error it
+// leaves all of it to us, to be closed and dropped, so that the device can be opened anew.
+func (s *Store) Adopt(name string, adopt func(fds []int) error) (adopted bool, err error) {
+	fds := s.Take(name)
+	if fds == nil {
+		return false, nil
+	}
+	if err = adopt(fds); err == nil {
+		return true, nil
+	}
+	errs := []error{err}
+	for _, fd := range fds {
+		errs = append(errs, unix.Close(fd))
+	}
+	return false, errors.Join(append(errs, s.Drop(name))...)
+}
+
 // Keep has duplicates of the descriptors kept for the next process, beside those of that name already; one that is there
 // isn't kept twice. The name has no colon. They stay open when they are closed here: see Drop.
 func (s *Store) Keep(name string, fds ...int) error {
