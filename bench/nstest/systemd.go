@@ -1,0 +1,218 @@
+package nstest
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	systemdProgram = "/usr/lib/systemd/systemd"
+	// systemdVerb is the first argument of a test binary that becomes a service manager.
+	systemdVerb = "nstest-systemd"
+	// cgroupDir is where the hierarchy of service managers is mounted, beside that of the machine.
+	cgroupDir = "/run/nstest-cgroup"
+	// bootPatience is for a machine under load.
+	bootPatience = 20 * time.Second
+)
+
+// Systemd is a service manager of a test, PID 1 of a PID namespace in one of the test's network namespaces. Its root is
+// empty but for the machine's /usr and /dev, and what a test puts there; namespaces that New makes appear in its
+// /run/netns. Of units it has the targets that services refer to.
+type Systemd struct {
+	pid int
+}
+
+// NewSystemd boots a service manager, which ends with the test. A machine without systemd fails the test.
+func NewSystemd(t testing.TB, ns *NS) *Systemd {
+	t.Helper()
+	cgroup, err := prepareSystemd()
+	if err != nil {
+		t.Fatalf("nstest: prepare a service manager (Debian's package systemd): %v", err)
+	}
+	console, err := os.Create(filepath.Join(t.TempDir(), "console"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", systemdVerb, ns.Path(), cgroup)
+	cmd.Stdout, cmd.Stderr = console, console
+	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("nstest: start a service manager: %v", err)
+	}
+	s := &Systemd{pid: cmd.Process.Pid}
+	t.Cleanup(func() {
+		cmd.Process.Kill() // and with it all that runs there
+		cmd.Wait()
+		if t.Failed() {
+			text, _ := os.ReadFile(console.Name())
+			t.Logf("the service manager's console:\n%s", text)
+		}
+		if err := removeCgroup(cgroup); err != nil {
+			t.Errorf("nstest: remove the cgroup of a service manager: %v", err)
+		}
+	})
+	for deadline := time.Now().Add(bootPatience); ; time.Sleep(20 * time.Millisecond) {
+		if out, err := s.Command("systemctl", "is-system-running").CombinedOutput(); strings.TrimSpace(string(out)) == "running" {
+			return s
+		} else if time.Now().After(deadline) {
+			t.Fatalf("nstest: the service manager isn't running after %v: %s %v", bootPatience, out, err)
+		}
+	}
+}
+
+// Path returns where a file of the service manager's root is for the test.
+func (s *Systemd) Path(file string) string { return fmt.Sprintf("/proc/%d/root%s", s.pid, file) }
+
+// Command returns a command that executes the program beside the service manager.
+func (s *Systemd) Command(name string, args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--target", strconv.Itoa(s.pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--", name}, args...)...)
+}
+
+// prepareSystemd makes what the process that will be PID 1 can't make inside: a cgroup, and mounts under /run/netns
+// that it will see.
+func prepareSystemd() (cgroup string, err error) {
+	if _, err := os.Stat(systemdProgram); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(cgroupDir, 0o755); err == nil {
+		if err := unix.Mount("cgroup", cgroupDir, "cgroup", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "none,name=systemd"); err != nil {
+			return "", fmt.Errorf("mount the cgroup hierarchy name=systemd: %w", err)
+		}
+		if err := unix.Mount(netnsDir, netnsDir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return "", err
+		}
+		if err := unix.Mount("", netnsDir, "", unix.MS_SHARED, ""); err != nil {
+			return "", err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	return os.MkdirTemp(cgroupDir, "tapyard-nstest-")
+}
+
+// removeCgroup removes the cgroup and those in it, whose processes have just been killed.
+func removeCgroup(dir string) (err error) {
+	for range 100 {
+		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
+			if d != nil && d.IsDir() {
+				defer os.Remove(path) // the innermost first need several rounds
+			}
+			return nil
+		})
+		if err = os.Remove(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
+}
+
+// becomeSystemd turns this process, the first of its namespaces, into a service manager; it returns only on failure.
+func becomeSystemd(netns, cgroup string) error {
+	runtime.LockOSThread()
+	file, err := os.Open(netns)
+	if err != nil {
+		return err
+	}
+	if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter %s: %w", netns, err)
+	}
+	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
+		return err
+	}
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return err
+	}
+	if err := makeRoot(); err != nil {
+		return err
+	}
+	env := []string{"container=nstest", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+		"SYSTEMD_UNIT_PATH=/etc/systemd/system:/usr/local/lib/systemd/system", "SYSTEMD_GENERATOR_PATH=/nowhere"}
+	return unix.Exec(systemdProgram, []string{systemdProgram, "--system", "--log-target=console", "--show-status=no"}, env)
+}
+
+// makeRoot makes the new root and moves there.
+func makeRoot() error {
+	const root = "/tmp"
+	mounts := []struct {
+		from, to, fstype string
+		flags            uintptr
+		data             string
+	}{
+		{"", "/", "", unix.MS_REC | unix.MS_SLAVE, ""},
+		{"root", "", "tmpfs", 0, "mode=0755"},
+		{"/usr", "/usr", "", unix.MS_BIND | unix.MS_REC, ""},
+		{"local", "/usr/local", "tmpfs", 0, "mode=0755"},
+		{"/dev", "/dev", "", unix.MS_BIND | unix.MS_REC, ""},
+		{"proc", "/proc", "proc", 0, ""},
+		{"sysfs", "/sys", "sysfs", 0, ""},
+		{"run", "/run", "tmpfs", 0, "mode=0755"},
+		{netnsDir, netnsDir, "", unix.MS_BIND | unix.MS_REC, ""},
+		{"cgroup", "/sys/fs/cgroup", "tmpfs", 0, "mode=0755"},
+		{"cgroup", "/sys/fs/cgroup/systemd", "cgroup", 0, "none,name=systemd"},
+	}
+	for _, m := range mounts {
+		to := root + m.to
+		if m.to == "/" {
+			to = "/"
+		}
+		if err := os.MkdirAll(to, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.from, to, m.fstype, m.flags, m.data); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", m.from, to, err)
+		}
+	}
+	if err := fillRoot(root); err != nil {
+		return err
+	}
+	if err := os.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "old"); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	return unix.Unmount("/old", unix.MNT_DETACH)
+}
+
+// targets are units that others refer to; here they have nothing to wait for.
+var targets = []string{"default", "sysinit", "basic", "multi-user", "network-online", "shutdown", "umount"}
+
+func fillRoot(root string) error {
+	units := filepath.Join(root, "etc/systemd/system")
+	for _, dir := range []string{units, root + "/var/lib", root + "/var/log", root + "/tmp", root + "/old", root + "/root"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, link := range []string{"bin", "sbin", "lib", "lib64"} {
+		if err := os.Symlink("usr/"+link, filepath.Join(root, link)); err != nil {
+			return err
+		}
+	}
+	files := map[string]string{"etc/passwd": "root:x:0:0::/root:/bin/sh\n", "etc/group": "root:x:0:\n",
+		"etc/machine-id": strings.Repeat("1", 32) + "\n", "etc/os-release": "ID=nstest\n"}
+	for _, target := range targets {
+		files["etc/systemd/system/"+target+".target"] = "[Unit]\nDefaultDependencies=no\n"
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
