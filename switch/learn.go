@@ -54,7 +54,7 @@ func (w *worker) admit(f *frame.Frame, p *wire.Parsed, net *network) drop.Reason
 // have, against what others have. Whoever claims another one's address is reported.
 func (w *worker) admitClaim(f *frame.Frame, p *wire.Parsed) (reason drop.Reason) {
 	var claimed netip.Addr
-	if g := w.in.guard; g != nil {
+	if g := w.in.guard.Load(); g != nil {
 		reason, claimed = g.check(f.Bytes(), p)
 	} else if p.Kind == wire.KindARP || p.ND {
 		reason, claimed = w.contest(f, p)

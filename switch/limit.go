@@ -25,23 +25,31 @@ const (
 // bucket is a token bucket that holds at most one second's tokens. The workers that receive from a pod share
 // its buckets, since more queues are to give a pod more work done, not larger floods; the zero value has no limit.
 type bucket struct {
-	cost  int64        // of one token, in nanoseconds of waiting; 0 is no limit
+	cost  atomic.Int64 // of one token, in nanoseconds of waiting; 0 is no limit
 	spent atomic.Int64 // Unix time in nanoseconds; from there to now is what was saved up
 }
 
 // newBucket returns a full bucket of rate tokens a second; 0 has no limit.
 func newBucket(rate int) *bucket {
+	b := new(bucket)
+	b.setRate(rate)
+	return b
+}
+
+// setRate changes the rate, for what is taken from now on.
+func (b *bucket) setRate(rate int) {
 	if rate <= 0 {
-		return &bucket{}
+		b.cost.Store(0)
+	} else {
+		b.cost.Store(int64(time.Second) / int64(rate))
 	}
-	return &bucket{cost: int64(time.Second) / int64(rate)}
 }
 
 // take takes n tokens, or none and says no.
 func (b *bucket) take(now int64, n int) bool {
-	for b.cost != 0 {
+	for cost := b.cost.Load(); cost != 0; {
 		spent := b.spent.Load()
-		after := max(spent, now-int64(time.Second)) + b.cost*int64(n)
+		after := max(spent, now-int64(time.Second)) + cost*int64(n)
 		enough := after <= now
 		if spent-now > int64(time.Second) { // the clock was set back
 			after = now
@@ -100,8 +108,9 @@ func (l *limits) takeBUM(now int64, peer uint32, n int) bool {
 		if l.peers == nil || len(l.peers) >= maxPeerLimits {
 			l.peers = map[uint32]*bucket{}
 		}
-		b = &bucket{cost: l.bum.cost}
+		b = new(bucket)
 		l.peers[peer] = b
 	}
+	b.cost.Store(l.bum.cost.Load()) // it may have changed
 	return b.take(now, n)
 }

@@ -43,9 +43,10 @@ func (sw *Switch) Attach(p port.Port, cfg PortConfig) (port.ID, error) {
 }
 
 func (sw *Switch) newPortState(id port.ID, p port.Port, cfg PortConfig) *portState {
-	ps := &portState{id: id, port: p, role: cfg.Role, vni: cfg.VNI, rx: p.Rx(), polling: make([]polling, len(p.Rx())), guard: newGuard(cfg.Guard),
+	ps := &portState{id: id, port: p, role: cfg.Role, vni: cfg.VNI, rx: p.Rx(), polling: make([]polling, len(p.Rx())),
 		stats: make([]port.Stats, len(sw.workers)+1), limits: make([]limits, len(sw.workers)+1),
 		errors: newBucket(transitErrors), tooBig: newBucket(transitErrors)}
+	ps.guard.Store(newGuard(cfg.Guard))
 	punts := transitPunts
 	if ps.single = cfg.Role == RoleAccess && !cfg.Segment; ps.single {
 		punts, ps.errors = accessPunts, newBucket(icmpErrors)
@@ -63,6 +64,24 @@ func (sw *Switch) newPortState(id port.ID, p port.Port, cfg PortConfig) *portSta
 	}
 	return ps
 }
+
+// Configure changes PortConfig.Guard and BUM of a port; its workers obey from the next burst on.
+func (sw *Switch) Configure(id port.ID, guard *Station, bum int) error {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	ps := sw.snapshot.Load().port(id)
+	if ps == nil || id == port.Local {
+		return fmt.Errorf("configure port %d: no such port", id)
+	}
+	ps.guard.Store(newGuard(guard))
+	for w := range ps.limits {
+		ps.limits[w].bum.setRate(bum)
+	}
+	return nil
+}
+
+// SetAgeing changes Config.Ageing.
+func (sw *Switch) SetAgeing(d time.Duration) { sw.fdb.SetAgeing(d) }
 
 // clock returns the clock of the worker with that index, the slow one last.
 func (sw *Switch) clock(id int) *int64 {

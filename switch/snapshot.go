@@ -3,6 +3,7 @@ package vswitch
 import (
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 
 	"tapyard/fib"
 	"tapyard/switch/flow"
@@ -83,12 +84,12 @@ type portState struct {
 	vni     uint32
 	polled  int // receive queues that are registered with their workers; for set-up only
 	rx      []port.RxQueue
-	polling []polling      // of the queues in rx
-	tx      []port.TxQueue // by worker, the slow worker last
-	stats   []port.Stats   // likewise
-	guard   *guard         // nil lets everything in
-	single  bool           // one station is behind the port
-	limits  []limits       // by worker
+	polling []polling             // of the queues in rx
+	tx      []port.TxQueue        // by worker, the slow worker last
+	stats   []port.Stats          // likewise
+	guard   atomic.Pointer[guard] // nil lets everything in; it may be changed
+	single  bool                  // one station is behind the port
+	limits  []limits              // by worker
 	quota   puntQuota
 
 	// Of the ICMP errors that frames of this port cause; the slow worker's. Without the second kind, path

@@ -231,7 +231,7 @@ func adoptListener(path string, fds []int) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn.Close() // the first that we accept
+	conn.Close()                                                        // the first that we accept
 	dup, err := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 0) // a file would close on an error what isn't its own
 	if err != nil {
 		return nil, err

@@ -117,6 +117,39 @@ func (c *Controller) SetMTU(pods, tunnel int) error {
 	return errors.Join(append(errs, c.apply(c.state))...)
 }
 
+// Rules are what the node holds its pods and peers to, which may change while they are there; as in Node.
+type Rules struct {
+	Guard bool
+	BUM   int
+	Flows bool
+}
+
+// SetRules changes the rules for the ports that are there and for those to come.
+func (c *Controller) SetRules(r Rules) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.node.Guard, c.node.BUM, c.node.Flows = r.Guard, r.BUM, r.Flows
+	c.sw.SetFlows(r.Flows)
+	var errs []error
+	for _, p := range c.pods {
+		if !p.leaving {
+			errs = append(errs, c.sw.Configure(p.id, c.guard(p.a), r.BUM))
+		}
+	}
+	if c.links.Tunnel != port.Local { // that is, in mode routed
+		errs = append(errs, c.sw.Configure(c.links.Tunnel, nil, r.BUM))
+	}
+	return errors.Join(errs...)
+}
+
+// guard returns what the pod is held to. Whoever brings his own addresses can't be held to ours.
+func (c *Controller) guard(a attach.Attachment) *vswitch.Station {
+	if addrs := a.Addrs(); c.node.Guard && len(addrs) > 0 {
+		return &vswitch.Station{MAC: a.MAC, Addrs: addrs}
+	}
+	return nil
+}
+
 // State returns what was applied last.
 func (c *Controller) State() State {
 	c.mu.Lock()
@@ -230,11 +263,7 @@ func diff(from, to map[netip.Prefix]vswitch.Adjacency) []vswitch.RouteChange {
 // AddPod connects a pod: its port, then its MAC and addresses, then the routes to it.
 func (c *Controller) AddPod(a attach.Attachment, p port.Port) (err error) {
 	addrs := a.Addrs()
-	cfg := vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: a.VNI, BUM: c.node.BUM, SYN: vswitch.DefaultSYN}
-	if c.node.Guard && len(addrs) > 0 { // whoever brings his own addresses can't be held to ours
-		cfg.Guard = &vswitch.Station{MAC: a.MAC, Addrs: addrs}
-	}
-	id, err := c.sw.Attach(p, cfg)
+	id, err := c.sw.Attach(p, c.portConfig(a))
 	if err != nil {
 		return err
 	}
@@ -249,6 +278,12 @@ func (c *Controller) AddPod(a attach.Attachment, p port.Port) (err error) {
 	return c.admit(pod{id: id, a: a})
 }
 
+func (c *Controller) portConfig(a attach.Attachment) vswitch.PortConfig {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: a.VNI, BUM: c.node.BUM, SYN: vswitch.DefaultSYN, Guard: c.guard(a)}
+}
+
 // admit routes to the pod and notes it, at once: a SetMTU comes before and is obeyed, or after and knows it.
 func (c *Controller) admit(p pod) error {
 	c.mu.Lock()
@@ -257,7 +292,7 @@ func (c *Controller) admit(p pod) error {
 		return err
 	}
 	c.pods[keyOf(p.a)] = p
-	return nil
+	return c.sw.Configure(p.id, c.guard(p.a), c.node.BUM) // the rules may have changed meanwhile
 }
 
 // routePod routes to the pod, if its network is the one with routes. The MTU is the node's, which the pod's

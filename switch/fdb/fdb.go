@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tapyard/switch/cowmap"
@@ -50,6 +51,7 @@ func (r record) static() bool { return r.life == nil }
 type Table struct {
 	entries *cowmap.Map[key, record]
 	cfg     Config
+	ageing  atomic.Int64 // Config.Ageing, until SetAgeing
 
 	mu         sync.Mutex // held by the one writer
 	learned    int        // entries that are not static
@@ -59,14 +61,19 @@ type Table struct {
 
 // New returns an empty table.
 func New(cfg Config) *Table {
-	return &Table{
+	t := &Table{
 		entries: cowmap.New[key, record](cfg.MaxLearned), cfg: cfg,
 		learnedBy: map[port.Dest]int{}, portLimits: map[port.ID]int{},
 	}
+	t.SetAgeing(cfg.Ageing)
+	return t
 }
 
-// Ageing returns Config.Ageing.
-func (t *Table) Ageing() time.Duration { return t.cfg.Ageing }
+// Ageing returns how long a silent station is remembered.
+func (t *Table) Ageing() time.Duration { return time.Duration(t.ageing.Load()) }
+
+// SetAgeing changes that, as Config.Ageing says, for what is learned already as well.
+func (t *Table) SetAgeing(d time.Duration) { t.ageing.Store(int64(d)) }
 
 // SetPortLimit has the port, or each peer behind it, learn up to limit MACs, at least 0, instead of
 // Config.MaxLearnedPerPort, until DeletePort. What it has learned already stays.

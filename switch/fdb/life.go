@@ -88,10 +88,11 @@ func within(passed int64, d time.Duration) bool { return uint64(passed) < uint64
 // Expire removes the learned entries that have aged and returns their number. Call it once a second: it looks at
 // every entry, without the lock, which is taken for each one that goes.
 func (t *Table) Expire(now int64) (removed int) {
-	if t.cfg.Ageing == 0 {
+	ageing := t.Ageing()
+	if ageing == 0 {
 		return 0
 	}
-	due := func(r record) bool { return !r.static() && r.life.due(now, t.cfg.Ageing) }
+	due := func(r record) bool { return !r.static() && r.life.due(now, ageing) }
 	for k, r := range t.entries.All() {
 		// Looked at again under the lock: it may have moved, or have been seen.
 		if due(r) && t.deleteIf(k, due) {

@@ -89,11 +89,11 @@ func TestAdoptRefuses(t *testing.T) {
 		return err
 	}
 	for want, err := range map[string]error{
-		"is that of eth0":                     adopt(one, "eth1", own),
-		"in another network namespace":        adopt(two, "eth0", own),
-		"2 descriptors":                       adopt(one, "eth0", append(fdsOf(t, one), own...)),
-		"TUNGETIFF":                           adopt(one, "eth0", fdsOf(t, veth)),
-		"getsockname":                         func() error { _, err := AdoptPacket(PacketConfig{Device: hostEnd(4)}, own); return err }(),
+		"is that of eth0":                       adopt(one, "eth1", own),
+		"in another network namespace":          adopt(two, "eth0", own),
+		"2 descriptors":                         adopt(one, "eth0", append(fdsOf(t, one), own...)),
+		"TUNGETIFF":                             adopt(one, "eth0", fdsOf(t, veth)),
+		"getsockname":                           func() error { _, err := AdoptPacket(PacketConfig{Device: hostEnd(4)}, own); return err }(),
 		"0 descriptors, want those of 1 queues": adopt(one, "eth0", nil),
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
