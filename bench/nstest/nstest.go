@@ -159,6 +159,13 @@ func isolate(outer string) error {
 	if err := os.Mkdir(netnsDir, 0o755); err != nil {
 		return err
 	}
+	// A mount of its own, and shared, so that what is mounted there later also is where Systemd has it.
+	if err := unix.Mount(netnsDir, netnsDir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", netnsDir, err)
+	}
+	if err := unix.Mount("", netnsDir, "", unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share %s: %w", netnsDir, err)
+	}
 	return loopbackUp()
 }
 

@@ -79,8 +79,7 @@ func (s *Systemd) Command(name string, args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"--target", strconv.Itoa(s.pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--", name}, args...)...)
 }
 
-// prepareSystemd makes what the process that will be PID 1 can't make inside: a cgroup, and mounts under /run/netns
-// that it will see.
+// prepareSystemd makes what the process that will be PID 1 can't make inside: a cgroup.
 func prepareSystemd() (cgroup string, err error) {
 	if _, err := os.Stat(systemdProgram); err != nil {
 		return "", err
@@ -88,12 +87,6 @@ func prepareSystemd() (cgroup string, err error) {
 	if err := os.Mkdir(cgroupDir, 0o755); err == nil {
 		if err := unix.Mount("cgroup", cgroupDir, "cgroup", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "none,name=systemd"); err != nil {
 			return "", fmt.Errorf("mount the cgroup hierarchy name=systemd: %w", err)
-		}
-		if err := unix.Mount(netnsDir, netnsDir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-			return "", err
-		}
-		if err := unix.Mount("", netnsDir, "", unix.MS_SHARED, ""); err != nil {
-			return "", err
 		}
 	} else if !errors.Is(err, fs.ErrExist) {
 		return "", err
