@@ -84,7 +84,8 @@ func (a *agent) openTunnel() (tunnel *encap.Tunnel, err error) {
 			return nil, err
 		}
 	}
-	return tunnel, a.keep(name, tunnel.FDs()) // there may be more than before
+	a.keep(name, tunnel.FDs()) // there may be more than before
+	return tunnel, nil
 }
 
 // openUplink opens an uplink, with what its socket has received meanwhile.
@@ -103,15 +104,15 @@ func (a *agent) openUplink(cfg port.PacketConfig) (p *port.Packet, err error) {
 	if p, err = port.OpenPacket(cfg); err != nil {
 		return nil, err
 	}
-	return p, a.keep(name, p.FDs())
+	a.keep(name, p.FDs())
+	return p, nil
 }
 
 // keep has the service manager keep descriptors. Without, all works but for the next restart, which loses frames.
-func (a *agent) keep(name string, fds []int) error {
+func (a *agent) keep(name string, fds []int) {
 	if err := a.store.Keep(name, fds...); err != nil {
 		a.log.Warn("a restart of the agent will cost frames", "error", err)
 	}
-	return nil
 }
 
 // dropRest closes what the process before has kept and this one has no use for.
@@ -214,12 +215,14 @@ func (a *agent) listen(name string) (net.Listener, error) {
 	}
 	unixl := l.(*net.UnixListener)
 	unixl.SetUnlinkOnClose(false)
-	file, err := unixl.File()
+	raw, err := unixl.SyscallConn() // File would make the socket a blocking one
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { a.keep(name, []int{int(fd)}) })
+	}
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	defer file.Close()
-	return l, a.keep(name, []int{int(file.Fd())})
+	return l, nil
 }
 
 // adoptListener makes a listener of a descriptor, if clients still find its socket at the path.
@@ -227,11 +230,9 @@ func adoptListener(path string, fds []int) (net.Listener, error) {
 	if len(fds) != 1 {
 		return nil, fmt.Errorf("%s: %d descriptors, want one", path, len(fds))
 	}
-	conn, err := net.Dial("unix", path)
-	if err != nil {
-		return nil, err
+	if st, err := os.Stat(path); err != nil || st.Mode()&os.ModeSocket == 0 {
+		return nil, fmt.Errorf("the socket %s is not there any more: %w", path, err)
 	}
-	conn.Close()                                                        // the first that we accept
 	dup, err := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 0) // a file would close on an error what isn't its own
 	if err != nil {
 		return nil, err
