@@ -119,7 +119,7 @@ func listen(path string) (net.Listener, error) {
 }
 
 func (a *agent) source() *observe.Source {
-	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.controller.Node, Config: a.config, Engine: a.engine}
+	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.controller.Node, Config: a.config, Engine: a.engine, Audit: a.pods.Audit}
 	if a.host != nil {
 		s.HostMAC = a.host.MAC
 	}

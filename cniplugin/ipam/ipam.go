@@ -8,8 +8,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -159,6 +161,21 @@ func (p *Pool) Release(owner string) {
 	defer p.mu.Unlock()
 	delete(p.owners, p.addrs[owner])
 	delete(p.addrs, owner)
+}
+
+// Owners returns who has an address, in no order.
+func (p *Pool) Owners() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.addrs))
+}
+
+// Owned returns the owner's address, if it has one.
+func (p *Pool) Owned(owner string) (netip.Addr, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a, ok := p.addrs[owner]
+	return a, ok
 }
 
 func (p *Pool) give(a netip.Addr, owner string) {

@@ -30,6 +30,7 @@ func (m *Manager) Add(ctx context.Context, req Request) (Attachment, error) {
 		t.unwind()
 		return Attachment{}, fmt.Errorf("attach %s: %w", a.Key(), err)
 	}
+	_ = m.at("ADD: answer") // too late to fail
 	m.cfg.Log.Info("pod attached", "port", t.a.Name, "attachment", t.a.Key(), "addresses", t.a.Addresses, "mac", t.a.MAC.String())
 	return t.a, nil
 }
@@ -64,7 +65,11 @@ func (t *addition) run(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("before the step '%s': %w", step.name, errors.Join(podapi.Errorf(podapi.CodeTryAgain, "interrupted"), err))
 		}
-		if err := step.do(); err != nil {
+		err := t.m.at("ADD: " + step.name)
+		if err == nil {
+			err = step.do()
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}
@@ -140,7 +145,7 @@ func (t *addition) create() error {
 	t.tmp = fmt.Sprintf("%s%06x", t.m.prefix, t.m.serial.Add(1)&0xffffff)
 	t.onUndo(t.discard)
 	if t.a.PortType == Veth {
-		return createPair(t.tmp, t.a)
+		return createPair(t.tmp, t.a, t.m.agent.alias(t.a))
 	}
 	if t.a.Queues > 1 {
 		return port.CreateMultiQueueTAP(t.tmp)
@@ -206,7 +211,7 @@ func (t *addition) dress() error {
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkSetAlias(link, alias(t.a.Key())); err != nil {
+	if err := netlink.LinkSetAlias(link, t.m.agent.alias(t.a)); err != nil {
 		return fmt.Errorf("set the alias: %w", err)
 	}
 	if err := netlink.LinkSetHardwareAddr(link, net.HardwareAddr(t.a.MAC[:])); err != nil {

@@ -46,7 +46,7 @@ func testAddConfiguresThePod(t *testing.T, portType string) {
 		t.Errorf("links %v; want eth0 and lo, which is up", links)
 	}
 	eth0 := links["eth0"]
-	if eth0.MTU != 1430 || eth0.TxQLen != 1000 || eth0.Alias != "tapyard:c1/eth0" || eth0.MAC != a.MAC.String() || a.MAC[0] != 0x0a {
+	if eth0.MTU != 1430 || eth0.TxQLen != 1000 || !strings.HasPrefix(eth0.Alias, "tapyard:c1/eth0 ") || eth0.MAC != a.MAC.String() || a.MAC[0] != 0x0a {
 		t.Errorf("eth0 is %+v, recorded as %+v", eth0, a)
 	}
 	isTAP := eth0.LinkInfo.Kind == "tun" && eth0.LinkInfo.Data.Type == "tap" && eth0.LinkInfo.Data.Persist

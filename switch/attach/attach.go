@@ -68,9 +68,6 @@ func (a Attachment) Addrs() []netip.Addr {
 	return out
 }
 
-// alias marks an attachment's device, so that nobody else's is ever removed.
-func alias(key string) string { return "tapyard:" + key }
-
 // Config says how pods are attached.
 type Config struct {
 	StateDir string         // holds tapyard.db
@@ -91,6 +88,8 @@ type Config struct {
 	Publish func(Attachment, port.Port) error
 	// Withdraw takes the attachment out of the switch and returns when no worker can touch its port any more.
 	Withdraw func(context.Context, Attachment) error
+
+	step func(name string) error // a test's: is called before each step of ADD and DEL, which fails with its error
 }
 
 // Manager attaches and detaches. Its methods may be called from any goroutine, Restore before the others
@@ -98,11 +97,13 @@ type Config struct {
 type Manager struct {
 	cfg      Config
 	bootID   string
+	agent    agentID
 	prefix   string // of temporary device names in the agent's namespace; our own among agents that share it
 	serial   atomic.Uint32
 	networks []*network // the node's own first
 	store    *store
 	locks    keyLocks
+	stopped  bool // it only looks: no agent runs
 
 	mu      sync.Mutex
 	entries map[string]*entry // by Key
@@ -123,11 +124,8 @@ type device interface {
 	FDs() []int // that read and write it
 }
 
-// lockWait is how long Open waits for the database, which a killed predecessor holds until it is reaped.
-const lockWait = 2 * time.Second
-
 // Open opens the database, which excludes a second agent on the same state, and claims the recorded
-// addresses. No pod is touched before Restore.
+// addresses. No pod is touched before Restore. A database that can't be relied on is a *DamagedError.
 func Open(cfg Config) (*Manager, error) {
 	m := &Manager{cfg: cfg, entries: map[string]*entry{}, prefix: tmpPrefix(cfg.StateDir)}
 	switch cfg.PortType {
@@ -140,18 +138,47 @@ func Open(cfg Config) (*Manager, error) {
 	if err := m.makeNetworks(); err != nil {
 		return nil, err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil, fmt.Errorf("read the kernel's boot id: %w", err)
+	if err := m.identifySelf(); err != nil {
+		return nil, err
 	}
-	m.bootID = strings.TrimSpace(string(boot))
-	if m.store, err = openStore(filepath.Join(cfg.StateDir, "tapyard.db"), lockWait); err != nil {
+	var err error
+	if m.store, err = openOrCreate(filepath.Join(cfg.StateDir, database), m.agent); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(m.load(), removeTemporary(m.prefix)); err != nil {
 		return nil, errors.Join(err, m.store.close())
 	}
 	return m, nil
+}
+
+// database is the name of the records' file in the state directory.
+const database = "tapyard.db"
+
+// identifySelf finds out what the records and devices of this agent and this boot are known by.
+func (m *Manager) identifySelf() (err error) {
+	if err = os.MkdirAll(m.cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	if m.agent, err = agentIDOf(m.cfg.StateDir); err == nil {
+		m.bootID, err = bootID()
+	}
+	return err
+}
+
+func bootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read the kernel's boot id: %w", err)
+	}
+	return strings.TrimSpace(string(id)), nil
+}
+
+// at tells a test where an ADD or DEL is.
+func (m *Manager) at(step string) error {
+	if m.cfg.step == nil {
+		return nil
+	}
+	return m.cfg.step(step)
 }
 
 // tmpPrefix is short enough for a serial number in IFNAMSIZ.
@@ -162,12 +189,9 @@ func tmpPrefix(stateDir string) string {
 
 // load reads the records, oldest first, as ipam wants its claims.
 func (m *Manager) load() error {
-	records, unreadable, err := m.store.load()
+	records, err := m.store.load()
 	if err != nil {
 		return err
-	}
-	for _, err := range unreadable {
-		m.cfg.Log.Error("this pod stays cut off until it is created anew", "err", err)
 	}
 	for _, a := range records {
 		m.entries[a.Key()] = &entry{a: a, fail: m.claim(a)}

@@ -20,7 +20,7 @@ import (
 // recordedMTU reads the database.
 func (n *node) recordedMTU(t *testing.T, key string) int {
 	t.Helper()
-	records, _, err := n.store.load()
+	records, err := n.store.load()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,9 +40,7 @@ func isNoLink(err error) bool {
 	return errors.As(err, &none)
 }
 
-// ours finds the attachment's device by its alias, because a kill may have left it with its temporary name.
-// The error wraps errGone if there is none.
-func (p *pod) ours(key string) (netlink.Link, error) {
+func (p *pod) links() ([]netlink.Link, error) {
 	links, err := p.LinkList()
 	for range 3 { // a change in the pod interrupts the kernel's answer
 		if errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -52,12 +50,22 @@ func (p *pod) ours(key string) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the pod's devices: %w", err)
 	}
+	return links, nil
+}
+
+// ours finds the attachment's device by its alias, because a kill may have left it with its temporary name.
+// The error wraps errGone if there is none.
+func (p *pod) ours(key string) (netlink.Link, error) {
+	links, err := p.links()
+	if err != nil {
+		return nil, err
+	}
 	for _, link := range links {
-		if link.Attrs().Alias == alias(key) {
+		if isAliasOf(link.Attrs().Alias, key) {
 			return link, nil
 		}
 	}
-	return nil, fmt.Errorf("device with alias %s %w", alias(key), errGone)
+	return nil, fmt.Errorf("device with alias %s%s %w", aliasPrefix, key, errGone)
 }
 
 // remove deletes the attachment's device, if it is there.

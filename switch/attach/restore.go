@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -72,7 +73,7 @@ func (m *Manager) restore(e entry) error {
 		return err
 	}
 	if e.a, err = m.follow(p, link, e.a); err == nil {
-		err = p.configure(link, e.a)
+		err = errors.Join(m.renewCopies(p, link, e.a), p.configure(link, e.a))
 	}
 	if err == nil {
 		err = m.publish(e.a, dev)
@@ -81,4 +82,23 @@ func (m *Manager) restore(e entry) error {
 		return errors.Join(err, dev.Close()) // the device stays
 	}
 	return nil
+}
+
+// renewCopies has the device's alias, and its other end's, say what the record says: its MTU may have changed, or
+// the state directory's name.
+func (m *Manager) renewCopies(p *pod, link netlink.Link, a Attachment) error {
+	alias := m.agent.alias(a)
+	if link.Attrs().Alias != alias {
+		if err := p.LinkSetAlias(link, alias); err != nil {
+			return fmt.Errorf("set the alias: %w", err)
+		}
+	}
+	if a.PortType != Veth {
+		return nil
+	}
+	host, err := hostEnd(a.Key())
+	if err == nil && host != nil && host.Attrs().Alias != alias {
+		err = netlink.LinkSetAlias(host, alias)
+	}
+	return err
 }

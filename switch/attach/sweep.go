@@ -12,9 +12,12 @@ import (
 // sweepInterval is how long a pod whose namespace vanished without a DEL keeps its address.
 const sweepInterval = 5 * time.Second
 
-// Sweep detaches pods whose device or namespace is gone, every 5 s until ctx ends. After a restore our own
+// Sweep reconciles, and then detaches pods whose device or namespace is gone, every 5 s until ctx ends. After a restore our own
 // descriptor keeps the device and its namespace alive, so the recorded path is compared as well.
 func (m *Manager) Sweep(ctx context.Context) {
+	if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
+		m.cfg.Log.Error("at the start", "err", err)
+	}
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {

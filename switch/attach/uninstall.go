@@ -67,7 +67,7 @@ func (u *uninstall) claim() (err error) {
 	return err
 }
 
-func (u *uninstall) database() string { return filepath.Join(u.StateDir, "tapyard.db") }
+func (u *uninstall) database() string { return filepath.Join(u.StateDir, database) }
 
 func (u *uninstall) close() (err error) {
 	if u.pods != nil {
@@ -82,11 +82,7 @@ func (u *uninstall) close() (err error) {
 func (u *uninstall) remove(ctx context.Context) error {
 	var errs []error
 	if u.pods != nil {
-		attached, err := u.attached()
-		if err != nil {
-			return err
-		}
-		if len(attached) > 0 && !u.Pods {
+		if attached := u.attached(); len(attached) > 0 && !u.Pods {
 			return attached
 		}
 		errs = append(errs, u.removePods(ctx))
@@ -95,8 +91,7 @@ func (u *uninstall) remove(ctx context.Context) error {
 }
 
 // attached lists the pods that have their device, and those of which we can't tell.
-func (u *uninstall) attached() (list StillAttached, err error) {
-	_, unreadable, err := u.pods.store.load()
+func (u *uninstall) attached() (list StillAttached) {
 	for _, e := range u.pods.snapshot() {
 		if has, err := u.hasDevice(e.a); err != nil {
 			list = append(list, fmt.Sprintf("%s: %v", describe(e.a), err))
@@ -104,10 +99,7 @@ func (u *uninstall) attached() (list StillAttached, err error) {
 			list = append(list, describe(e.a))
 		}
 	}
-	for _, err := range unreadable {
-		list = append(list, err.Error())
-	}
-	return list, err
+	return list
 }
 
 func describe(a Attachment) string {

@@ -33,7 +33,7 @@ func (a Attachment) hostMAC() wire.MAC {
 
 // createPair makes the pair with the pod's end under a temporary name, by which the next start finds what a
 // kill leaves, and sets up the agent's end. A pair of that key is such a leftover: there is no record of it.
-func createPair(tmp string, a Attachment) error {
+func createPair(tmp string, a Attachment, alias string) error {
 	if err := removePair(a.Key()); err != nil {
 		return err
 	}
@@ -45,7 +45,7 @@ func createPair(tmp string, a Attachment) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("create veth pair %s with MTU %d (does the kernel have veth?): %w", host, a.MTU, err)
 	}
-	if err := netlink.LinkSetAlias(veth, alias(a.Key())); err != nil {
+	if err := netlink.LinkSetAlias(veth, alias); err != nil {
 		return fmt.Errorf("set the alias of %s: %w", host, err)
 	}
 	return nil
@@ -60,7 +60,7 @@ func hostEnd(key string) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for %s: %w", hostIfName(key), err)
 	}
-	if link.Attrs().Alias != alias(key) {
+	if !isAliasOf(link.Attrs().Alias, key) {
 		return nil, nil
 	}
 	return link, nil

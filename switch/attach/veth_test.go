@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"go.etcd.io/bbolt"
 
 	"tapyard/bench/nstest"
 	"tapyard/cniplugin/podapi"
@@ -57,8 +56,7 @@ func testResult(t *testing.T, portType string) {
 	}
 }
 
-// A node whose configuration changes keeps the pods that it has as they are, and records from before there
-// were two types are TAPs.
+// A node whose configuration changes keeps the pods that it has as they are.
 func TestPodsKeepTheirType(t *testing.T) {
 	n, old, tap, veth := newNode(t, nil), nstest.New(t), nstest.New(t), nstest.New(t)
 	n.add(t, old, "old")
@@ -66,13 +64,6 @@ func TestPodsKeepTheirType(t *testing.T) {
 	n.start.PortType = Veth
 	n.restart(t)
 	n.add(t, veth, "veth")
-	if err := n.store.db.Update(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucket)
-		without := strings.Replace(string(b.Get([]byte("old/eth0"))), `"portType":"tap",`, "", 1)
-		return b.Put([]byte("old/eth0"), []byte(without))
-	}); err != nil {
-		t.Fatal(err)
-	}
 	n.start.PortType = TAP
 	n.restart(t)
 	var kinds []string

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Handler serves the admin API: GET /v1/ready, and a view as JSON under each of Views.
+// Handler serves the admin API: GET /v1/ready, a view as JSON under each name, and the audit.
 func (s *Source) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/ready", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ready") })
@@ -34,6 +34,8 @@ func (s *Source) Handler() http.Handler {
 		mux.HandleFunc("GET /v1/"+name, func(w http.ResponseWriter, _ *http.Request) { answer(w, view()) })
 	}
 	mux.HandleFunc("GET /v1/flows", s.serveFlows)
+	mux.HandleFunc("GET /v1/audit", s.serveAudit)
+	mux.HandleFunc("POST /v1/audit", s.serveAudit)
 	return mux
 }
 
@@ -56,6 +58,9 @@ func (s *Source) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
+// ErrNoAgent is wrapped by a Client's error if nobody listens on the socket.
+var ErrNoAgent = errors.New("no agent")
+
 // Client asks an agent's admin socket.
 type Client struct{ Socket string }
 
@@ -76,12 +81,16 @@ func (c Client) Raw(ctx context.Context, view string) ([]byte, error) { return c
 
 // Query returns what the query selects of the view of that name, as JSON.
 func (c Client) Query(ctx context.Context, view string, query url.Values) ([]byte, error) {
+	return c.do(ctx, http.MethodGet, view, query)
+}
+
+func (c Client) do(ctx context.Context, method, view string, query url.Values) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return dial(ctx, c.Socket)
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/"+url.PathEscape(view)+"?"+query.Encode(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent/v1/"+url.PathEscape(view)+"?"+query.Encode(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -107,9 +116,9 @@ func (c Client) unanswered(err error) error {
 	var why *net.OpError
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("no agent: the socket %s is not there; start one ('systemctl start tapyard', or 'tapyard agent'), or name another by --socket or --node", c.Socket)
+		return fmt.Errorf("%w: the socket %s is not there; start one ('systemctl start tapyard', or 'tapyard agent'), or name another by --socket or --node", ErrNoAgent, c.Socket)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no agent: nobody listens on %s, whose agent has ended; start it ('systemctl start tapyard', or 'tapyard agent'), or name another by --socket or --node", c.Socket)
+		return fmt.Errorf("%w: nobody listens on %s, whose agent has ended; start it ('systemctl start tapyard', or 'tapyard agent'), or name another by --socket or --node", ErrNoAgent, c.Socket)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s belongs to the agent's user; ask as root", c.Socket)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -3,6 +3,7 @@ package observe
 
 import (
 	"cmp"
+	"context"
 	"encoding/hex"
 	"fmt"
 	"net"
@@ -160,6 +161,7 @@ type Source struct {
 	HostMAC  wire.MAC
 	Config   func() any        // the effective configuration, for /v1/config
 	Engine   port.EngineChoice // of TAPs
+	Audit    func(ctx context.Context, repair bool) ([]attach.Audited, error)
 }
 
 // Ports returns the attached ports.
