@@ -27,37 +27,83 @@ func (m *Manager) Del(ctx context.Context, req Request) error {
 
 // del lets go in this order: frames, device, record, addresses.
 func (m *Manager) del(ctx context.Context, req Request) error {
-	key := req.key()
-	e, known := m.get(key)
-	switch {
-	case known && e.dev != nil:
-		if err := m.cfg.Withdraw(ctx, e.a); err != nil {
-			return fmt.Errorf("withdraw: %w", err)
+	r := &removal{m: m, ctx: ctx, req: req, key: req.key()}
+	r.e, r.known = m.get(r.key)
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"withdraw", r.withdraw},
+		{"remove the device", r.removeDevice},
+		{"remove what a killed ADD left", func() error { return removeAt(req) }},
+		{"delete the record", func() error { return m.store.delete(r.key) }},
+		{"release the addresses", r.release},
+	} {
+		err := m.at("DEL: " + step.name)
+		if err == nil {
+			err = step.do()
 		}
-		m.unpublish(key)
-		m.unkeep(key)
-		if err := m.removeDevice(e.dev); err != nil {
-			return err
-		}
-	case known:
-		if err := errors.Join(removePair(key), m.removeRecorded(e.a)); err != nil {
-			return err
-		}
-	default:
-		if err := removePair(key); err != nil {
-			return err
+		if err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", step.name, err), r.close())
 		}
 	}
-	if err := removeAt(req); err != nil {
-		return err
+	if r.known {
+		m.cfg.Log.Info("pod detached", "port", r.e.a.Name, "attachment", r.key)
 	}
-	if err := m.drop(key); err != nil {
-		return err
-	}
-	if known {
-		m.cfg.Log.Info("pod detached", "port", e.a.Name, "attachment", key)
-	}
+	_ = m.at("DEL: answer") // too late to fail
 	return nil
+}
+
+// removal is one Del on its way.
+type removal struct {
+	m     *Manager
+	ctx   context.Context
+	req   Request
+	key   string
+	e     entry
+	known bool
+	dev   device // that is withdrawn, and not removed
+}
+
+func (r *removal) withdraw() error {
+	if r.e.dev == nil {
+		return nil
+	}
+	if err := r.m.cfg.Withdraw(r.ctx, r.e.a); err != nil {
+		return err
+	}
+	r.m.unpublish(r.key)
+	r.dev = r.e.dev
+	return nil
+}
+
+// removeDevice is by the port, or else by what the record and the key tell: its restore failed or is yet to come,
+// or a DEL before this one got no further.
+func (r *removal) removeDevice() error {
+	if dev := r.dev; dev != nil {
+		r.dev = nil // closed, whatever comes of it
+		r.m.unkeep(r.key)
+		return r.m.removeDevice(dev)
+	}
+	err := removePair(r.key)
+	if r.known {
+		err = errors.Join(err, r.m.removeRecorded(r.e.a))
+	}
+	return err
+}
+
+func (r *removal) release() error {
+	r.m.release(r.key)
+	r.m.forget(r.key)
+	return nil
+}
+
+// close lets go of a device that the next DEL will find by its alias.
+func (r *removal) close() error {
+	if r.dev == nil {
+		return nil
+	}
+	return r.dev.Close()
 }
 
 // unpublish notes that the device is about to go, so that a repeated DEL does not touch it.

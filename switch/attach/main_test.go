@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 		agentMain(dir)
 		return
 	}
+	if os.Getenv(pluginEnv) != "" {
+		pluginMain()
+	}
 	nstest.Main(m)
 }
 
@@ -369,12 +372,13 @@ func agentMain(dir string) {
 		Queues: queues, Steering: port.NewSteering(2),
 		Publish:  func(Attachment, port.Port) error { return nil },
 		Withdraw: func(context.Context, Attachment) error { return nil },
+		step:     killedAt(os.Getenv(stepEnv)),
 	})
 	if err == nil {
-		err = m.Restore(context.Background())
+		err = errors.Join(m.Restore(context.Background()), m.Reconcile(context.Background()))
 	}
 	if err == nil {
-		err = listenAndServe(context.Background(), filepath.Join(dir, "cni.sock"), &podapi.Server{Handler: m, Log: quiet})
+		err = listenAndServe(context.Background(), filepath.Join(dir, "cni.sock"), &podapi.Server{Handler: auditing{m}, Log: quiet})
 	}
 	slog.Error("agent ended", "err", err)
 	os.Exit(1)
@@ -402,7 +406,7 @@ func startAgent(t *testing.T, dir, portType string) *exec.Cmd {
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		_, err := call(dir, "DEL", "probe", nil)
+		_, err := call(dir, "AUDIT", "probe", nil)
 		if err == nil {
 			return cmd
 		}
