@@ -8,7 +8,7 @@
 //
 // One stage is one file, in this order: rx.go, parse.go, lookup.go, act.go, tx.go; worker.go has the loop.
 // Beside lookup, guard.go holds a pod to what it was given, learn.go watches sources, and limit.go has the
-// shares of a port, and track.go notes connections; fragment.go belongs to act. slow.go and icmp.go are the slow
+// shares of a port, and track.go notes connections; fragment.go belongs to act. slow.go, icmp.go and probe.go are the slow
 // path; snapshot.go, adjacency.go, switch.go, ports.go and tables.go are set-up; balance.go moves queues between
 // workers; view.go is for operators; ledger.go proves that no frame is lost without a reason.
 //

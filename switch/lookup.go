@@ -111,8 +111,13 @@ func (w *worker) classifyL2(v *verdict, f *frame.Frame, dst wire.MAC) {
 }
 
 // classifyNeighbor has the slow path answer requests for addresses that the switch knows, unless they are
-// behind the asking port, whose owner is probing for itself (RFC 5227). All else is L2's.
+// behind the asking port, whose owner is probing for itself (RFC 5227), and take what is for the prober. All else is
+// L2's.
 func (w *worker) classifyNeighbor(v *verdict, f *frame.Frame, p *wire.Parsed, dst wire.MAC) {
+	if dst == proberMAC && w.in.role == RoleAccess {
+		v.kind, v.punt = Punt, puntProber
+		return
+	}
 	if target, asks := requested(f.Bytes(), p); asks && w.in.role == RoleAccess {
 		if n, known := w.sw.neighbors.Lookup(v.net.VNI, target); known && n.Port != w.in.id {
 			v.kind, v.punt = Punt, puntNeighbor

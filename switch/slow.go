@@ -23,6 +23,7 @@ const (
 	puntNoRoute             // answer unreachable: no route
 	puntNoNeighbor          // answer unreachable: no such host
 	puntTooBig              // answer fragmentation needed, packet too big
+	puntProber              // addressed to the prober, see Probe
 )
 
 const (
@@ -101,6 +102,7 @@ type slowWorker struct {
 	arrivals chan arrival
 	proofs   chan chan<- struct{} // of Prove
 	stopping chan struct{}
+	prober
 }
 
 func newSlowWorker(sw *Switch, id int) *slowWorker {
@@ -108,6 +110,7 @@ func newSlowWorker(sw *Switch, id int) *slowWorker {
 		worker: newWorker(sw, id),
 		frames: make(chan *punt, punts), free: make(chan *punt, punts),
 		events: make(chan event, events), arrivals: make(chan arrival, arrivals), proofs: make(chan chan<- struct{}), stopping: make(chan struct{}),
+		prober: newProber(),
 	}
 	for range punts {
 		s.free <- new(punt)
@@ -129,6 +132,8 @@ func (s *slowWorker) run() {
 			s.announce(a)
 		case done := <-s.proofs:
 			close(done)
+		case q := <-s.asks:
+			s.ask(q)
 		case <-second.C:
 			s.begin()
 			s.sw.fdb.Expire(s.now)
@@ -159,6 +164,8 @@ func (s *slowWorker) drain() {
 			s.handle(p)
 		case a := <-s.arrivals:
 			s.announce(a)
+		case q := <-s.asks:
+			s.ask(q)
 		default:
 			return
 		}
@@ -181,6 +188,8 @@ func (s *slowWorker) handle(p *punt) {
 		reason = drop.UnknownVNI
 	case p.kind == puntNeighbor:
 		s.answerNeighbor(p)
+	case p.kind == puntProber:
+		reason = s.takeAnswer(p)
 	case p.kind == puntLocal:
 		reason = s.answerEcho(net, p)
 	case p.kind == puntTTL:
@@ -220,7 +229,7 @@ func (s *slowWorker) answerNeighbor(p *punt) {
 			return neigh.AnswerARP(wire.ARP(p.bytes()[p.parsed.L3:]), n.MAC, out)
 		}
 		return neigh.AnswerND(p.bytes(), &p.parsed, n.MAC, n.Port == port.Local, out)
-	}, func(f *frame.Frame) { s.reply(f, p) })
+	}, func(f *frame.Frame) { s.sendOut(f, p.vni, p.in.id) })
 }
 
 // originate builds a frame of at most size bytes with build, which returns its length or 0 for none, and
@@ -235,13 +244,13 @@ func (s *slowWorker) originate(size int, build func([]byte) int, send func(*fram
 	}
 }
 
-// reply sends a finished frame out of the port that the punt came from.
-func (s *slowWorker) reply(f *frame.Frame, p *punt) {
-	f.VNI = p.vni
+// sendOut sends a finished frame out of a port of a VNI.
+func (s *slowWorker) sendOut(f *frame.Frame, vni uint32, id port.ID) {
+	f.VNI = vni
 	s.snap.ports[port.Local].stats[s.id].Originated.Add(1, 1)
 	s.in = s.snap.ports[port.Local]
 	s.st = &s.in.stats[s.id]
-	s.forward(f, port.Dest{Port: p.in.id})
+	s.forward(f, port.Dest{Port: id})
 	s.send()
 }
 

@@ -325,6 +325,23 @@ func (c *Controller) RemovePod(ctx context.Context, a attach.Attachment) error {
 	return nil
 }
 
+// ProbePod asks the pod for each of the addresses, one after the other, through its port, and waits for the answers:
+// see vswitch.Switch.Probe. Without addresses it says whether the pod is connected.
+func (c *Controller) ProbePod(ctx context.Context, a attach.Attachment, addrs []netip.Addr) error {
+	c.mu.Lock()
+	p, known := c.pods[keyOf(a)]
+	c.mu.Unlock()
+	if !known || p.leaving {
+		return errors.New("the pod is not connected to the switch")
+	}
+	for _, addr := range addrs {
+		if err := c.sw.Probe(ctx, p.id, a.MAC, addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // unroute takes the routes to the pod away, for good: until it is detached, and its port's number perhaps
 // another's, a SetMTU must not bring them back.
 func (c *Controller) unroute(a attach.Attachment) (p pod, known bool, err error) {

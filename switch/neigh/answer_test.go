@@ -311,5 +311,11 @@ func FuzzAnswers(f *testing.F) {
 		if fault := wire.Parse(out[:n], false, &answer); n != 0 && fault != wire.FaultNone {
 			t.Errorf("the answer to % x is faulty: %v: % x", frame, fault, out[:n])
 		}
+		if addr, ok := ReadAnswer(frame, &p); ok && (!isUnicast(addr) || n != 0) {
+			t.Errorf("% x is read as an answer for %v, and answered with %d bytes", frame, addr, n)
+		}
+		if addr, ok := ReadAnswer(out[:n], &answer); ok != (n != 0) || ok && !isUnicast(addr) {
+			t.Errorf("the answer to % x is read as one for %v: %t", frame, addr, ok)
+		}
 	})
 }
