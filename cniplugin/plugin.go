@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,8 +23,12 @@ import (
 // DefaultSocket is where the agent listens unless the configuration's key "socket" says otherwise.
 const DefaultSocket = "/run/tapyard/cni.sock"
 
-// callTimeout ends a call that the agent does not answer; kubelet gives up after two minutes.
-const callTimeout = time.Minute
+const (
+	// callTimeout ends a call that the agent does not answer; kubelet gives up after two minutes.
+	callTimeout = time.Minute
+	// statusTimeout is STATUS's: runtimes ask every 5 s, and an agent that takes longer is not available.
+	statusTimeout = 4 * time.Second
+)
 
 // versions of the specification that the plugin and the agent's results support, ascending.
 var versions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
@@ -34,17 +39,36 @@ type conf struct {
 	Socket     string `json:"socket"`
 }
 
+// verb is one of the operations of the specification.
+type verb struct {
+	since   string   // the first version that has it
+	needs   []string // environment variables
+	timeout time.Duration
+	run     func(*invocation, context.Context) ([]byte, error)
+}
+
+var verbs = map[string]verb{
+	"ADD":     {"0.3.1", []string{"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"}, callTimeout, (*invocation).callInside},
+	"DEL":     {"0.3.1", []string{"CNI_CONTAINERID", "CNI_IFNAME"}, callTimeout, (*invocation).del},
+	"CHECK":   {"0.4.0", []string{"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"}, callTimeout, (*invocation).callInside},
+	"GC":      {"1.1.0", nil, callTimeout, (*invocation).callNetwork},
+	"STATUS":  {"1.1.0", nil, statusTimeout, (*invocation).status},
+	"VERSION": {"", nil, callTimeout, (*invocation).version},
+}
+
 // invocation is one run of the plugin.
 type invocation struct {
-	getenv func(string) string
-	raw    []byte
-	conf   conf
+	getenv  func(string) string
+	command string // CNI_COMMAND
+	verb    verb
+	raw     []byte
+	conf    conf
 }
 
 // Run executes the verb that the environment names: standard input and output as the specification says.
 // It returns the exit code.
 func Run(ctx context.Context, getenv func(string) string, stdin io.Reader, stdout io.Writer) int {
-	in := &invocation{getenv: getenv}
+	in := &invocation{getenv: getenv, command: getenv("CNI_COMMAND")}
 	out, err := in.run(ctx, stdin)
 	if err != nil {
 		out = in.failure(err)
@@ -59,20 +83,21 @@ func Run(ctx context.Context, getenv func(string) string, stdin io.Reader, stdou
 }
 
 func (in *invocation) run(ctx context.Context, stdin io.Reader) ([]byte, error) {
-	verb := in.getenv("CNI_COMMAND")
-	run, ok := map[string]func(context.Context) ([]byte, error){"ADD": in.add, "DEL": in.del, "VERSION": in.version}[verb]
+	v, ok := verbs[in.command]
 	switch {
-	case verb == "":
+	case in.command == "":
 		return nil, podapi.Errorf(podapi.CodeEnvironment, "CNI_COMMAND is not set: this is a CNI plugin, which a container runtime starts")
 	case !ok:
-		return nil, podapi.Errorf(podapi.CodeEnvironment, "unsupported CNI_COMMAND %q: this plugin has ADD, DEL and VERSION", verb)
+		return nil, podapi.Errorf(podapi.CodeEnvironment, "unsupported CNI_COMMAND %q: this plugin has %s", in.command,
+			strings.Join(slices.Sorted(maps.Keys(verbs)), ", "))
 	}
+	in.verb = v
 	if err := in.read(stdin); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, v.timeout)
 	defer cancel()
-	return run(ctx)
+	return v.run(in, ctx)
 }
 
 // read takes the network configuration.
@@ -96,8 +121,9 @@ func (in *invocation) read(stdin io.Reader) (err error) {
 	return nil
 }
 
-func (in *invocation) add(ctx context.Context) ([]byte, error) {
-	req, err := in.request("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")
+// callInside is for the verbs that need the pod's namespace.
+func (in *invocation) callInside(ctx context.Context) ([]byte, error) {
+	req, err := in.request()
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +137,7 @@ func (in *invocation) add(ctx context.Context) ([]byte, error) {
 
 // del is done once the agent knows of it, or will know at its next start.
 func (in *invocation) del(ctx context.Context) ([]byte, error) {
-	req, err := in.request("CNI_CONTAINERID", "CNI_IFNAME")
+	req, err := in.request()
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +159,26 @@ func (in *invocation) del(ctx context.Context) ([]byte, error) {
 	return out, err
 }
 
+// callNetwork is for the verbs that are about no pod.
+func (in *invocation) callNetwork(ctx context.Context) ([]byte, error) {
+	req, err := in.request()
+	if err != nil {
+		return nil, err
+	}
+	return in.call(ctx, req, -1)
+}
+
+// status gives the code of the specification to an agent that is down, or silent.
+func (in *invocation) status(ctx context.Context) ([]byte, error) {
+	out, err := in.callNetwork(ctx)
+	if errors.Is(err, podapi.ErrAgentDown) || errors.Is(err, context.DeadlineExceeded) {
+		e := podapi.AsError(err)
+		e.Code = podapi.CodeNotAvailable
+		return nil, e
+	}
+	return out, err
+}
+
 func (in *invocation) version(context.Context) ([]byte, error) {
 	v := in.conf.CNIVersion
 	if v == "" {
@@ -141,26 +187,34 @@ func (in *invocation) version(context.Context) ([]byte, error) {
 	return json.Marshal(map[string]any{"cniVersion": v, "supportedVersions": versions})
 }
 
-// request checks the configuration's version and the environment, of which some variables are required.
-func (in *invocation) request(required ...string) (podapi.Request, error) {
-	if !slices.Contains(versions, in.conf.CNIVersion) {
+// request checks the configuration's version and the environment against what the verb needs.
+func (in *invocation) request() (podapi.Request, error) {
+	switch at := slices.Index(versions, in.conf.CNIVersion); {
+	case at < 0:
 		return podapi.Request{}, &podapi.Error{
 			Code: podapi.CodeVersion, Msg: "incompatible CNI versions",
 			Details: fmt.Sprintf("the network configuration has cniVersion %q, the plugin supports %s", in.conf.CNIVersion, strings.Join(versions, ", ")),
 		}
+	case at < slices.Index(versions, in.verb.since):
+		return podapi.Request{}, podapi.Errorf(podapi.CodeVersion, "cniVersion %s has no %s, which came with %s", in.conf.CNIVersion, in.command, in.verb.since)
 	}
-	missing := slices.DeleteFunc(required, func(name string) bool { return in.getenv(name) != "" })
+	var missing []string
+	for _, name := range in.verb.needs {
+		if in.getenv(name) == "" {
+			missing = append(missing, name)
+		}
+	}
 	if len(missing) > 0 {
 		return podapi.Request{}, podapi.Errorf(podapi.CodeEnvironment, "required environment variables are not set: %s", strings.Join(missing, ", "))
 	}
 	req := podapi.Request{
-		Command: in.getenv("CNI_COMMAND"), ContainerID: in.getenv("CNI_CONTAINERID"), IfName: in.getenv("CNI_IFNAME"),
+		Command: in.command, ContainerID: in.getenv("CNI_CONTAINERID"), IfName: in.getenv("CNI_IFNAME"),
 		Netns: in.getenv("CNI_NETNS"), Args: in.getenv("CNI_ARGS"), Path: in.getenv("CNI_PATH"), Stdin: in.raw,
 	}
-	if err := podapi.CheckNames(req.ContainerID, req.IfName); err != nil {
-		return podapi.Request{}, err
+	if in.verb.needs == nil {
+		return req, nil
 	}
-	return req, nil
+	return req, podapi.CheckNames(req.ContainerID, req.IfName)
 }
 
 func (in *invocation) call(ctx context.Context, req podapi.Request, netns int) ([]byte, error) {

@@ -154,11 +154,36 @@ func TestDel(t *testing.T) {
 	}
 }
 
+// CHECK brings the namespace; STATUS and GC need no pod's names, and none gets past the socket. None prints anything.
+func TestSilentVerbs(t *testing.T) {
+	r := newRuntime(t, "")
+	r.conf = strings.Replace(r.conf, "1.0.0", "1.1.0", 1)
+	agent := &answering{}
+	serve(t, r.socket, agent, unwrapped)
+	for i, verb := range []string{"CHECK", "STATUS", "GC", "STATUS"} {
+		if i == 2 {
+			r.env = map[string]string{"CNI_PATH": "/opt/cni/bin"}
+		} else if i == 3 {
+			r.env["CNI_CONTAINERID"], r.env["CNI_IFNAME"] = "../x", "a/b"
+		}
+		r.env["CNI_COMMAND"] = verb
+		if out, code := r.run(t.Context()); code != 0 || out != "" {
+			t.Errorf("%s: exit code %d, output %q", verb, code, out)
+		}
+		got := agent.asked[i]
+		if check := verb == "CHECK"; got.Command != verb || (got.ContainerID == "c1" && got.IfName == "eth0") != check || agent.netns[i] != check ||
+			!strings.Contains(string(got.Stdin), `"unknown":[1,`) || !check && got.ContainerID+got.IfName != "" {
+			t.Errorf("the agent got %+v, with a namespace: %t", got, agent.netns[i])
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	unset := func(names ...string) func(*runtime) {
 		return func(r *runtime) { maps.DeleteFunc(r.env, func(k, _ string) bool { return slices.Contains(names, k) }) }
 	}
 	conf := func(s string) func(*runtime) { return func(r *runtime) { r.conf = s } }
+	version11 := func(r *runtime) { r.conf = strings.Replace(r.conf, "1.0.0", "1.1.0", 1) }
 	for _, c := range []struct {
 		name    string
 		command string
@@ -167,10 +192,13 @@ func TestErrors(t *testing.T) {
 		want    []string
 	}{
 		{"no command", "ADD", unset("CNI_COMMAND"), podapi.CodeEnvironment, []string{"CNI_COMMAND"}},
-		{"unknown command", "FLY", unset(), podapi.CodeEnvironment, []string{"CNI_COMMAND", "FLY"}},
-		{"a verb to come", "CHECK", unset(), podapi.CodeEnvironment, []string{"unsupported CNI_COMMAND", "CHECK"}},
+		{"unknown command", "FLY", unset(), podapi.CodeEnvironment, []string{"CNI_COMMAND", "FLY", "ADD, CHECK, DEL, GC, STATUS, VERSION"}},
 		{"ADD without", "ADD", unset("CNI_NETNS", "CNI_IFNAME"), podapi.CodeEnvironment, []string{"CNI_NETNS", "CNI_IFNAME"}},
 		{"DEL without", "DEL", unset("CNI_CONTAINERID"), podapi.CodeEnvironment, []string{"CNI_CONTAINERID"}},
+		{"CHECK without", "CHECK", unset("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), podapi.CodeEnvironment, []string{"CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME"}},
+		{"CHECK before its time", "CHECK", conf(`{"cniVersion":"0.3.1"}`), podapi.CodeVersion, []string{"0.3.1", "CHECK", "0.4.0"}},
+		{"GC before its time", "GC", conf(`{"cniVersion":"1.0.0"}`), podapi.CodeVersion, []string{"1.0.0", "GC", "1.1.0"}},
+		{"STATUS before its time", "STATUS", conf(`{"cniVersion":"0.4.0"}`), podapi.CodeVersion, []string{"0.4.0", "STATUS", "1.1.0"}},
 		{"no namespace", "ADD", func(r *runtime) { r.env["CNI_NETNS"] = "/nowhere" }, podapi.CodeEnvironment, []string{"CNI_NETNS", "/nowhere"}},
 		{"hostile id", "DEL", func(r *runtime) { r.env["CNI_CONTAINERID"] = "../x" }, podapi.CodeEnvironment, []string{"CNI_CONTAINERID", "../x"}},
 		{"hostile interface", "ADD", func(r *runtime) { r.env["CNI_IFNAME"] = "a/b" }, podapi.CodeEnvironment, []string{"CNI_IFNAME", "a/b"}},
@@ -181,6 +209,9 @@ func TestErrors(t *testing.T) {
 		{"a relative socket", "ADD", conf(`{"cniVersion":"1.0.0","socket":"cni.sock"}`), podapi.CodeInvalidConf, []string{`"socket"`, "cni.sock"}},
 		{"too long", "ADD", conf(`"` + strings.Repeat("x", podapi.MaxMessage) + `"`), podapi.CodeInvalidConf, []string{"1048576"}},
 		{"agent down", "ADD", unset(), podapi.CodeTryAgain, []string{"cni.sock", "not running", "systemctl status tapyard", `"socket"`}},
+		{"agent down", "CHECK", unset(), podapi.CodeTryAgain, []string{"cni.sock", "not running"}},
+		{"agent down", "GC", version11, podapi.CodeTryAgain, []string{"cni.sock", "not running"}},
+		{"agent down", "STATUS", version11, podapi.CodeNotAvailable, []string{"cni.sock", "not running", "systemctl status tapyard"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRuntime(t, c.command)
@@ -201,8 +232,9 @@ func TestErrors(t *testing.T) {
 // An agent that takes the request and stays silent is not waited for by a DEL's tombstone: the runtime
 // repeats.
 func TestSilentAgent(t *testing.T) {
-	for _, command := range []string{"ADD", "DEL"} {
+	for command, code := range map[string]uint{"ADD": podapi.CodeTryAgain, "DEL": podapi.CodeTryAgain, "STATUS": podapi.CodeNotAvailable} {
 		r := newRuntime(t, command)
+		r.conf = strings.Replace(r.conf, "1.0.0", "1.1.0", 1)
 		l, err := net.Listen("unix", r.socket)
 		if err != nil {
 			t.Fatal(err)
@@ -210,7 +242,7 @@ func TestSilentAgent(t *testing.T) {
 		defer l.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
-		if f := r.mustFail(t, ctx); f.Code != podapi.CodeTryAgain || !strings.Contains(f.Msg, r.socket) {
+		if f := r.mustFail(t, ctx); f.Code != code || !strings.Contains(f.Msg, r.socket) {
 			t.Errorf("%s: %+v", command, f)
 		}
 	}

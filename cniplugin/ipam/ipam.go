@@ -121,13 +121,8 @@ func (p *Pool) Allocate(owner string) (netip.Prefix, error) {
 	if a, ok := p.addrs[owner]; ok {
 		return netip.Prefix{}, fmt.Errorf("allocate in %v: %s has %v already; release it first", p.subnet, owner, a)
 	}
-	if uint64(len(p.owners)) >= p.size {
-		advice := "subnet ('podSubnets')"
-		if p.part != p.subnet {
-			advice = "range ('ranges' of the network)"
-		}
-		return netip.Prefix{}, fmt.Errorf("allocate in %v: %w, all %d are used; delete pods, or give the node a larger %s",
-			p.part, ErrExhausted, p.size, advice)
+	if err := p.full(); err != nil {
+		return netip.Prefix{}, fmt.Errorf("allocate in %w", err)
 	}
 	a := p.after(p.prev)
 	for p.owners[a] != "" {
@@ -135,6 +130,27 @@ func (p *Pool) Allocate(owner string) (netip.Prefix, error) {
 	}
 	p.give(a, owner)
 	return netip.PrefixFrom(a, p.subnet.Bits()), nil
+}
+
+// Full returns nil while there is an address to allocate, or an error that names the pool and wraps ErrExhausted.
+func (p *Pool) Full() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.full(); err != nil {
+		return fmt.Errorf("pool %w", err)
+	}
+	return nil
+}
+
+func (p *Pool) full() error {
+	if uint64(len(p.owners)) < p.size {
+		return nil
+	}
+	advice := "subnet ('podSubnets')"
+	if p.part != p.subnet {
+		advice = "range ('ranges' of the network)"
+	}
+	return fmt.Errorf("%v: %w, all %d are used; delete pods, or give the node a larger %s", p.part, ErrExhausted, p.size, advice)
 }
 
 // Claim gives the owner this very address, as a record says that it had. Claims in the order in which the

@@ -48,7 +48,9 @@ func decodeRequest(body []byte) (*Request, error) {
 	if req.Version != Version {
 		return nil, Errorf(CodeInternal, "the plugin speaks version %d of the socket's protocol, the agent %d: install tapyard-cni and tapyard of one release", req.Version, Version)
 	}
-	if err := CheckNames(req.ContainerID, req.IfName); err != nil {
+	if !req.aboutPod() {
+		req.ContainerID, req.IfName = "", ""
+	} else if err := CheckNames(req.ContainerID, req.IfName); err != nil {
 		return nil, err
 	}
 	return &req, nil

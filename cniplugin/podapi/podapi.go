@@ -19,15 +19,20 @@ const Version = 1
 // one that carries a prevResult has some thousand.
 const MaxMessage = 1 << 20
 
-// Error codes of the CNI specification 1.1, section "Error", and of its Go library (999).
+// Error codes of the CNI specification 1.1, section "Error"; our own, which begin at 100; and that of the
+// specification's Go library (999).
 const (
-	CodeVersion     = 1  // cniVersion is not supported
-	CodeEnvironment = 4  // an environment variable is missing or wrong; the message names it
-	CodeIO          = 5  // reading the configuration failed
-	CodeDecode      = 6  // the configuration is no JSON
-	CodeInvalidConf = 7  // a value in the configuration is wrong
-	CodeTryAgain    = 11 // the runtime should retry later
-	CodeInternal    = 999
+	CodeVersion      = 1   // cniVersion is not supported, or has not the verb
+	CodeUnknown      = 3   // there is no such attachment, and nothing of it for a DEL to remove
+	CodeEnvironment  = 4   // an environment variable is missing or wrong; the message names it
+	CodeIO           = 5   // reading the configuration failed
+	CodeDecode       = 6   // the configuration is no JSON
+	CodeInvalidConf  = 7   // a value in the configuration is wrong
+	CodeTryAgain     = 11  // the runtime should retry later
+	CodeNotAvailable = 50  // STATUS: no pod can be added now
+	CodeLimited      = 51  // STATUS: the same, and the pods that are there don't reach all that they should
+	CodeBroken       = 100 // CHECK: a pod is not connected as its ADD has left it
+	CodeInternal     = 999
 )
 
 const (
@@ -42,8 +47,8 @@ const (
 // before it had answered.
 var ErrAgentDown = errors.New("the tapyard agent is not running")
 
-// Request is what the plugin was started with. Version and the two names were checked by the receiver's
-// decoder; everything else is as the runtime gave it.
+// Request is what the plugin was started with. Version was checked by the receiver's decoder, and the two names
+// unless the command is about a network and not a pod; everything else is as the runtime gave it.
 type Request struct {
 	Version     int             `json:"version"`
 	Command     string          `json:"command"`         // CNI_COMMAND
@@ -54,6 +59,9 @@ type Request struct {
 	Path        string          `json:"path,omitempty"`  // CNI_PATH
 	Stdin       json.RawMessage `json:"stdin,omitempty"` // the network configuration
 }
+
+// aboutPod says that the command is about one attachment, which the two names identify.
+func (r *Request) aboutPod() bool { return r.Command != "STATUS" && r.Command != "GC" }
 
 // Response is the agent's answer: Result goes to the plugin's standard output as it is, unless Error is set.
 type Response struct {

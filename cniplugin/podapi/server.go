@@ -55,7 +55,9 @@ func (s *Server) log() *slog.Logger {
 // Serve handles the tombstones beside the unix socket that l listens on, then requests until ctx ends; then
 // it closes l, waits for the requests that it has begun, and returns nil.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	s.replayTombstones(ctx, TombstoneDir(l.Addr().String()))
+	if err := s.replayTombstones(ctx, TombstoneDir(l.Addr().String())); err != nil {
+		s.log().Error("DELs that came while the agent was down", "err", err)
+	}
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	defer l.Close()
 	var begun sync.WaitGroup
@@ -129,7 +131,10 @@ func (s *Server) answer(ctx context.Context, open *conns, conn *net.UnixConn, to
 		cancel()
 	}()
 	result, err := open.handle(ctx, s.Handler, req, netns)
-	if err == nil && req.Command == "DEL" {
+	switch {
+	case req.Command == "GC":
+		err = errors.Join(err, s.replayTombstones(ctx, tombstones))
+	case err == nil && (req.Command == "DEL" || req.Command == "ADD"): // after an ADD the name is another pod's
 		err = removeTombstone(tombstones, req)
 	}
 	return result, err

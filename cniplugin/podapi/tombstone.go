@@ -68,33 +68,45 @@ func syncDir(dir string) error {
 // removeTombstone takes the tombstone of a deleted attachment away, or it would delete the next one of that
 // name. An absent one is no error.
 func removeTombstone(dir string, req *Request) error {
-	err := os.Remove(tombstonePath(dir, req.ContainerID, req.IfName))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := remove(tombstonePath(dir, req.ContainerID, req.IfName)); err != nil {
 		return fmt.Errorf("remove the tombstone of %s/%s: %w", req.ContainerID, req.IfName, err)
 	}
 	return nil
 }
 
-// replayTombstones handles each tombstone as the request that it is and removes it, also when it can't be
-// read. One whose DEL fails is left for the next start.
-func (s *Server) replayTombstones(ctx context.Context, dir string) {
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		s.log().Error("list the DELs that came while the agent was down", "err", err)
+// remove accepts that a DEL or a GC at the same time was faster.
+func remove(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
+	return nil
+}
+
+// replayTombstones handles each tombstone as the request that it is and removes it, also when it can't be
+// read. One whose DEL fails is left for the next start, or for a GC.
+func (s *Server) replayTombstones(ctx context.Context, dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
 	for _, e := range entries {
 		if filepath.Ext(e.Name()) != ".json" {
 			continue // one that a plugin is writing
 		}
 		path := filepath.Join(dir, e.Name())
 		if err := s.replay(ctx, path); err != nil {
-			s.log().Error("a DEL that came while the agent was down failed", "tombstone", path, "err", err)
+			errs = append(errs, fmt.Errorf("tombstone %s: %w", path, err))
 		}
 	}
+	return errors.Join(errs...)
 }
 
 func (s *Server) replay(ctx context.Context, path string) error {
 	body, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -103,7 +115,7 @@ func (s *Server) replay(ctx context.Context, path string) error {
 		err = fmt.Errorf("command %q in a tombstone", req.Command)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(path))
+		return errors.Join(err, remove(path))
 	}
 	netns, err := unix.Open(req.Netns, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -113,5 +125,5 @@ func (s *Server) replay(ctx context.Context, path string) error {
 	if _, err := s.Handler.Handle(ctx, req, netns); err != nil {
 		return err
 	}
-	return os.Remove(path)
+	return remove(path)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -68,6 +69,23 @@ func TestTombstones(t *testing.T) {
 	mu.Unlock()
 	if left := tombstones(t, a); len(left) != 1 {
 		t.Errorf("tombstones left: %v, want the stubborn one's", left)
+	}
+	// An ADD makes a pod that an old tombstone must not delete; a failed GC says which DELs are still open.
+	if err := WriteTombstone(dir, add); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Call(context.Background(), a.socket, add, -1); err != nil {
+		t.Fatal(err)
+	}
+	if left := tombstones(t, a); len(left) != 1 {
+		t.Errorf("tombstones left after ADD: %v, want the stubborn one's", left)
+	}
+	if err := WriteTombstone(dir, present); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := Call(context.Background(), a.socket, Request{Command: "GC"}, -1)
+	if err != nil || resp.Error == nil || !strings.Contains(resp.Error.Msg, "not yet") || len(tombstones(t, a)) != 1 {
+		t.Errorf("GC: %+v, %v; tombstones left %v", resp, err, tombstones(t, a))
 	}
 	// A DEL over the socket that fails keeps its tombstone, one that succeeds takes it away.
 	for _, r := range []Request{stubborn, present} {
