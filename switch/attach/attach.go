@@ -46,7 +46,8 @@ type Attachment struct {
 	MTU       int            `json:"mtu"`       // bytes, without the Ethernet header
 	VNI       uint32         `json:"vni"`
 	PortType  string         `json:"portType"`
-	Queues    int            `json:"queues,omitempty"` // above 1: of the TAP, which was made for several
+	Queues    int            `json:"queues,omitempty"`   // above 1: of the TAP, which was made for several
+	Conflist  string         `json:"conflist,omitempty"` // name of the network configuration that added it, whose GC may collect it
 	Created   time.Time      `json:"created"`
 }
 
@@ -88,6 +89,11 @@ type Config struct {
 	Publish func(Attachment, port.Port) error
 	// Withdraw takes the attachment out of the switch and returns when no worker can touch its port any more.
 	Withdraw func(context.Context, Attachment) error
+	// Probe sends a frame through the port to each of the addresses, which are the pod's, and returns nil when answers
+	// have come back through it. May be nil.
+	Probe func(context.Context, Attachment, []netip.Addr) error
+	// CutOff says why no other node can be reached, or nil. May be nil.
+	CutOff func() error
 
 	step func(name string) error // a test's: is called before each step of ADD and DEL, which fails with its error
 }
@@ -114,6 +120,8 @@ type entry struct {
 	a    Attachment
 	dev  device // nil unless the attachment is published
 	fail error  // why its addresses could not be claimed
+
+	pinned bool // dev's descriptor was opened in the pod and keeps its namespace alive
 }
 
 // device is the port of a pod with what it stands on.

@@ -3,7 +3,9 @@ package attach
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -68,6 +70,50 @@ func testSweep(t *testing.T, portType string) {
 	}
 	n.del(t, reqFor(stays, "stays"))
 	n.assertNothing(t, stays)
+}
+
+// A pod whose path is that of its first process, as ctr gives it, stays while any of its processes lives, and goes with the
+// last one: after a restart too, when our own descriptor keeps the namespace.
+func TestSweepOfProcesses(t *testing.T) {
+	n, ns := newNode(t, nil), nstest.New(t)
+	processes := [2]*exec.Cmd{ns.Command("sleep", "1000"), ns.Command("sleep", "1000")}
+	path := func(p *exec.Cmd) string { return fmt.Sprintf("/proc/%d/ns/net", p.Process.Pid) }
+	for _, p := range processes {
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for inode(t, path(p)) != inode(t, ns.Path()) { // it is on its way in
+			time.Sleep(time.Millisecond)
+		}
+	}
+	req := reqFor(ns, "c1")
+	req.NetnsPath = path(processes[0])
+	if _, err := n.Add(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	n.restart(t)
+	for i, p := range processes {
+		if n.sweep(t.Context()); len(n.List()) != 1 {
+			t.Fatalf("the pod was swept when %d of its processes had ended", i)
+		}
+		if err := p.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		p.Wait()
+	}
+	if n.sweep(t.Context()); len(n.List()) != 0 {
+		t.Error("the pod was not swept when all its processes had ended")
+	}
+	n.assertNothing(t, ns)
+}
+
+func inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatalf("stat %s: %v", path, err)
+	}
+	return st.Ino
 }
 
 // A DEL without a record removes what bears this attachment's alias, under any name, and nothing else.

@@ -12,7 +12,7 @@ import (
 	"tapyard/cniplugin/podapi"
 )
 
-// Handle is the podapi.Handler of a Manager: it serves ADD and DEL.
+// Handle is the podapi.Handler of a Manager: it serves the verbs but VERSION, which the plugin knows by itself.
 func (m *Manager) Handle(ctx context.Context, req *podapi.Request, netns int) (json.RawMessage, error) {
 	r := Request{ContainerID: req.ContainerID, IfName: req.IfName, NetnsPath: req.Netns, NetnsFD: netns, Args: req.Args}
 	switch req.Command {
@@ -20,13 +20,20 @@ func (m *Manager) Handle(ctx context.Context, req *podapi.Request, netns int) (j
 		return m.handleAdd(ctx, r, req.Stdin)
 	case "DEL":
 		return nil, m.Del(ctx, r)
+	case "CHECK":
+		return nil, m.handleCheck(ctx, r, req.Stdin)
+	case "GC":
+		return nil, m.handleGC(ctx, req.Stdin)
+	case "STATUS":
+		return nil, m.handleStatus(req.Stdin)
 	}
-	return nil, podapi.Errorf(podapi.CodeEnvironment, "unsupported CNI_COMMAND %q: this agent has ADD and DEL", req.Command)
+	return nil, podapi.Errorf(podapi.CodeEnvironment, "unsupported CNI_COMMAND %q: this agent has ADD, CHECK, DEL, GC and STATUS", req.Command)
 }
 
 func (m *Manager) handleAdd(ctx context.Context, r Request, stdin []byte) (json.RawMessage, error) {
 	var conf struct {
 		CNIVersion string `json:"cniVersion"`
+		Name       string `json:"name"`
 		Network    string `json:"network"`
 		Queues     int    `json:"queues"`
 	}
@@ -37,7 +44,7 @@ func (m *Manager) handleAdd(ctx context.Context, r Request, stdin []byte) (json.
 	if _, err := result(Attachment{}, conf.CNIVersion); err != nil {
 		return nil, err
 	}
-	r.Network, r.Queues = conf.Network, conf.Queues
+	r.Conflist, r.Network, r.Queues = conf.Name, conf.Network, conf.Queues
 	a, err := m.Add(ctx, r)
 	if err != nil {
 		return nil, err

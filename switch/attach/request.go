@@ -11,7 +11,7 @@ import (
 	"tapyard/switch/wire"
 )
 
-// Request is an ADD or DEL.
+// Request is what a verb is about.
 type Request struct {
 	ContainerID string // CNI_CONTAINERID
 	IfName      string // CNI_IFNAME
@@ -20,6 +20,7 @@ type Request struct {
 	Args        string // CNI_ARGS
 	Network     string // which of the node's networks; "" is its own
 	Queues      int    // of the TAP; 0 is Config.Queues
+	Conflist    string // the name of the runtime's network configuration
 }
 
 func (r Request) key() string { return r.ContainerID + "/" + r.IfName }
@@ -48,7 +49,7 @@ func (m *Manager) describe(req Request) (Attachment, error) {
 	return Attachment{
 		ContainerID: req.ContainerID, IfName: req.IfName, Name: name,
 		NetnsPath: req.NetnsPath, NetnsDev: id.dev, NetnsIno: id.ino, BootID: m.bootID,
-		MAC: stableMAC(req), VNI: network.vni, PortType: m.cfg.PortType, Queues: queues, Created: time.Now().UTC(),
+		MAC: stableMAC(req), VNI: network.vni, PortType: m.cfg.PortType, Queues: queues, Conflist: req.Conflist, Created: time.Now().UTC(),
 	}, nil
 }
 

@@ -3,6 +3,7 @@ package attach
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -41,7 +42,7 @@ func (m *Manager) sweep(ctx context.Context) {
 	}
 }
 
-func (m *Manager) vanished(e entry) bool { return e.dev != nil && (e.dev.Gone() || !m.hasNetns(e.a)) }
+func (m *Manager) vanished(e entry) bool { return e.dev != nil && (e.dev.Gone() || !m.hasNetns(e)) }
 
 // sweepOne looks again while nobody else works on the attachment: a DEL and an ADD of the same key may have come
 // since it was listed, and its descriptor may have been another's.
@@ -56,14 +57,31 @@ func (m *Manager) sweepOne(ctx context.Context, key string) error {
 }
 
 // hasNetns says whether the namespace is still where it was, or can't be looked at just now. A path in
-// /proc goes with its process, which other processes of the pod may outlive.
-func (m *Manager) hasNetns(a Attachment) bool {
-	if strings.HasPrefix(a.NetnsPath, "/proc/") {
-		return true
-	}
-	fd, err := m.openRecorded(a)
+// /proc goes with its process, which other processes of the pod may outlive: while none of them pins the namespace
+// but we, its device tells when it goes, and else they are looked for. What we have pinned was opened by its path,
+// so the runtime's processes are in our /proc.
+func (m *Manager) hasNetns(e entry) bool {
+	fd, err := m.openRecorded(e.a)
 	if err == nil {
 		unix.Close(fd)
 	}
+	if errors.Is(err, errGone) && strings.HasPrefix(e.a.NetnsPath, "/proc/") {
+		return !e.pinned || hasProcess(netnsID{e.a.NetnsDev, e.a.NetnsIno})
+	}
 	return !errors.Is(err, errGone)
+}
+
+// hasProcess says whether a process is in the network namespace, or can't be looked for.
+func hasProcess(id netnsID) bool {
+	paths, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil || len(paths) == 0 {
+		return true
+	}
+	for _, path := range paths {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil && (netnsID{st.Dev, st.Ino}) == id { // an error: it has ended meanwhile
+			return true
+		}
+	}
+	return false
 }
