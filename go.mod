@@ -30,3 +30,5 @@ require (
 	go.opentelemetry.io/otel/trace v1.29.0 // indirect
 	golang.org/x/sync v0.23.0 // indirect
 )
+
+tool github.com/containernetworking/cni/cnitool

@@ -104,6 +104,7 @@ type agent struct {
 	controller *control.Controller
 	pods       *attach.Manager
 	peers      *static.File
+	underlay   attach.Underlay
 	mtu        atomic.Int64   // of pods, now
 	egress     sync.Mutex     // one change of the masquerading at a time
 	hup        chan os.Signal // reload the peers file; in mode l2 nobody listens
@@ -308,6 +309,10 @@ func (a *agent) openPods() (err error) {
 		Without: a.without.taps, Rings: a.rings, Queues: a.cfg.PodQueues, Steering: a.steering, Store: a.store, Log: a.log,
 		Publish:  func(at attach.Attachment, p port.Port) error { return a.controller.AddPod(at, p) },
 		Withdraw: func(ctx context.Context, at attach.Attachment) error { return a.controller.RemovePod(ctx, at) },
+		Probe: func(ctx context.Context, at attach.Attachment, addrs []netip.Addr) error {
+			return a.controller.ProbePod(ctx, at, addrs)
+		},
+		CutOff: a.cutOff,
 	})
 	return err
 }
