@@ -5,7 +5,7 @@ SHELL := /bin/bash
 FUZZTIME ?= 4s
 FLAGS ?=
 
-.PHONY: help deps test-deps build check test fuzz demo bench clean
+.PHONY: help deps test-deps build deb check test fuzz demo bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 11
@@ -22,7 +22,7 @@ deps: ## install what build and demo need and the machine lacks (a C compiler fo
 
 # Open vSwitch runs as a child of the tests; the package's own service is not used.
 test-deps: deps ## install what tests need besides: other VXLAN speakers, other decoders of packets, DPDK's tables
-	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy vde_switch:vde2 nebula:nebula; do \
+	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy vde_switch:vde2 nebula:nebula systemd-analyze:systemd ping:iputils-ping nsenter:util-linux; do \
 	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; \
 	  $(libdpdk) || need+=(libdpdk-dev pkg-config); $(install)
 
@@ -30,6 +30,9 @@ build: ## bin/tapyard and bin/tapyard-cni
 	@mkdir -p bin
 	go build -buildvcs=auto -trimpath -o bin/tapyard ./cmd/tapyard
 	CGO_ENABLED=0 go build -buildvcs=auto -trimpath -ldflags '-s -w' -o bin/tapyard-cni ./cmd/tapyard-cni
+
+deb: build ## bin/tapyard_*.deb: program, plugin, service, manual, shell completion
+	cmd/tapyard/deb.sh
 
 check: test-deps build ## build, vet, architecture and short tests: a minute
 	go vet ./...

@@ -48,6 +48,8 @@ peers file:
   masquerade: true    # what pods send beyond the cluster leaves with the node's address (nftables)
   ageing: 300         # seconds after which a silent MAC is forgotten; 0: never
   bumLimit: 1000      # broadcast, unknown-destination and multicast frames a second and port; 0: no limit
+  cniConfDir: ""      # where 10-tapyard.conflist appears when the agent is ready; 'tapyard install' sets /etc/cni/net.d
+  conflist: /etc/tapyard/10-tapyard.conflist  # what appears there; if that is absent, a network with the defaults
   flows: false        # track conversations, which 'tapyard show flows' lists; costs some 15 ns a frame
   wire: auto          # super-frames cross whole to peers that take them (encap/README.md); plain: VXLAN only
   networks:           # further L2 segments, which "network": "blue" in a conflist selects
@@ -71,7 +73,8 @@ old state keeps forwarding. Pods stay attached when the agent stops; the next st
 		Args: cobra.NoArgs,
 	}
 	flags := defaults()
-	flags.bind(cmd) // for --help and for refusing what isn't one; configFrom reads them over the file
+	flags.Name = "the machine's hostname" // which is the same on no two machines, unlike the manual
+	flags.bind(cmd)                       // for --help and for refusing what isn't one; configFrom reads them over the file
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := configFrom(os.Args[2:])
 		if err != nil {

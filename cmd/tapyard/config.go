@@ -60,6 +60,9 @@ type config struct {
 	BUMLimit    int             `yaml:"bumLimit" json:"bumLimit"`
 	Flows       bool            `yaml:"flows" json:"flows"`
 
+	CNIConfDir string `yaml:"cniConfDir" json:"cniConfDir"`
+	Conflist   string `yaml:"conflist" json:"conflist"`
+
 	LogLevel slog.Level `yaml:"logLevel" json:"logLevel"`
 }
 
@@ -92,6 +95,7 @@ func defaults() config {
 		Name: name, Mode: modeRouted, VNI: 1, Port: encap.DefaultPort, Wire: wireAuto, IO: ioAuto, PodQueues: 1,
 		PortType: attach.TAP, SourceGuard: true, Masquerade: true,
 		Ageing: int(vswitch.DefaultAgeing.Seconds()), BUMLimit: vswitch.DefaultBUM,
+		Conflist:  "/etc/tapyard/" + conflistName,
 		PeersFile: "/etc/tapyard/peers.yaml", RunDir: "/run/tapyard", StateDir: "/var/lib/tapyard",
 	}
 }
@@ -168,6 +172,8 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.IntVar(&c.Ageing, "ageing", c.Ageing, "seconds after which a learned MAC that sends nothing is forgotten; 0: never")
 	f.IntVar(&c.BUMLimit, "bum-limit", c.BUMLimit, "broadcast, unknown-destination and multicast frames a second that a port may send; 0: no limit")
 	f.BoolVar(&c.Flows, "flows", c.Flows, "track TCP, UDP and echo conversations, for 'tapyard show flows'; costs some 15 ns a frame and up to 17 MiB")
+	f.StringVar(&c.CNIConfDir, "cni-conf-dir", c.CNIConfDir, "where the agent puts "+conflistName+" for container runtimes when it is ready; nowhere if empty")
+	f.StringVar(&c.Conflist, "conflist", c.Conflist, "what it puts there; if there is no such file, a network with the defaults")
 	f.Var(text[slog.Level]{&c.LogLevel, parseLevel}, "log-level", "debug, info, warn or error")
 }
 

@@ -53,6 +53,9 @@ func (a *agent) serve(ctx context.Context) error {
 	}
 	a.ready = true
 	a.dropRest()
+	if err := a.writeConflist(); err != nil {
+		a.log.Error("pods can be attached, but container runtimes don't know", "error", err)
+	}
 	a.log.Info("ready", "mode", a.cfg.Mode, "workers", a.cfg.workers(), "mtu", a.node.MTU, "pods", len(a.pods.List()))
 	a.notify(daemon.SdNotifyReady)
 	<-ctx.Done()

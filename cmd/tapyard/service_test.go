@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
+
 	"tapyard/bench/nstest"
 )
 
@@ -49,7 +51,7 @@ func startService(t *testing.T, keys string) *service {
 	}
 	peers := fmt.Sprintf("clusterCIDRs: [10.244.0.0/16]\npeers:\n- {name: near, underlay: %s, podSubnets: [10.244.1.0/24]}\n- {name: far, underlay: %s, podSubnets: [10.244.2.0/24]}\n",
 		nearUnderlay, farUnderlay)
-	write(s.sd.Path("/etc/tapyard/tapyard.yaml"), "name: near\npodSubnets: [10.244.1.0/24]\nunderlay: ["+nearUnderlay+"]\n"+keys)
+	write(s.sd.Path("/etc/tapyard/tapyard.yaml"), string(firstConfig)+"name: near\npodSubnets: [10.244.1.0/24]\nunderlay: ["+nearUnderlay+"]\n"+keys)
 	write(s.sd.Path("/etc/tapyard/peers.yaml"), peers)
 	// There is no journal.
 	write(s.sd.Path("/etc/systemd/system/tapyard.service.d/log.conf"), "[Service]\nStandardOutput=append:"+unitLog+"\nStandardError=append:"+unitLog+"\n")
@@ -84,7 +86,17 @@ func startService(t *testing.T, keys string) *service {
 // install puts the programs and the unit where the service manager finds them.
 func (s *service) install() {
 	s.t.Helper()
-	sh(s.t, fmt.Sprintf("mkdir -p %[2]s/usr/local/bin %[2]s/opt/cni/bin %[2]s/usr/local/lib/systemd/system; cp %[1]s/tapyard %[2]s/usr/local/bin; cp %[1]s/tapyard-cni %[2]s/opt/cni/bin/tapyard; cp tapyard.service %[2]s/usr/local/lib/systemd/system", s.cli.dir, s.sd.Path("")))
+	first, again := s.must("install", "--root", s.sd.Path("/")), s.must("install", "--root", s.sd.Path("/"))
+	for line := range strings.Lines(first) {
+		if !strings.HasPrefix(line, "installed ") {
+			s.t.Errorf("in an empty root: %s", line)
+		}
+	}
+	for line := range strings.Lines(again) {
+		if !strings.HasPrefix(line, "unchanged ") && line != "kept      /etc/tapyard/tapyard.yaml\n" {
+			s.t.Errorf("installed again: %s", line)
+		}
+	}
 }
 
 func (s *service) log() string {
@@ -174,9 +186,12 @@ func TestService(t *testing.T) {
 	if got := s.show("StatusText"); got != "0 pods" {
 		t.Errorf("status %q", got)
 	}
-	a := s.attach("a", false)
+	conflist, err := os.ReadFile(s.sd.Path("/etc/cni/net.d/10-tapyard.conflist"))
+	if list, cerr := libcni.NetworkConfFromBytes(conflist); err != nil || cerr != nil || list.Plugins[0].Network.Type != "tapyard" {
+		t.Errorf("the runtimes' configuration: %s, %v, %v", conflist, err, cerr)
+	}
+	s.attach("a", false)
 	b := s.attach("b", false)
-	t.Logf("pods %v and %v", a, b)
 	// Each pod's TAP, tapyard0, the tunnel's socket of each worker, two listeners and two files.
 	stored := 2 + 1 + defaultWorkers() + 2 + 2
 	eventually(t, "all descriptors are in the store", func() bool { return s.number("NFileDescriptorStore") == stored })

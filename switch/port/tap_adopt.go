@@ -128,11 +128,18 @@ func AdoptPacket(cfg PacketConfig, fds []int) (*Packet, error) {
 	if len(fds) != 1 {
 		return nil, fmt.Errorf("adopt the socket of device %s: %d descriptors, want one", cfg.Device, len(fds))
 	}
-	p, err := openPacket(cfg, func(index int) (int, error) { return fds[0], adoptPacket(fds[0], index) })
+	p, err := openPacket(cfg, isGuarded, func(index int) (int, error) { return fds[0], adoptPacket(fds[0], index) })
 	if err != nil {
 		return nil, fmt.Errorf("adopt the socket of device %s: %w", cfg.Device, err)
 	}
 	return p, nil
+}
+
+// isGuarded says whether the device has what a predecessor has put there to keep the host off. A transaction of nftables
+// takes the kernel some 10 ms, in which frames wait.
+func isGuarded(device string) bool {
+	guards, err := listGuards()
+	return err == nil && guards[device] != ""
 }
 
 // adoptPacket has an open socket be what listenPacket returns.
