@@ -68,8 +68,8 @@ peers file:
 An uplink is an interface that the host doesn't use: without addresses, and while the agent runs the host
 sees nothing of what arrives there. In mode l2 the node's one segment has it: 'mode: l2' and 'uplink: eth1'.
 
-The peers file is read again when it changes, and on SIGHUP; a wrong one is refused as a whole and the
-old state keeps forwarding. Pods stay attached when the agent stops; the next start finds them.`,
+The peers file is read again when it changes; a wrong one is refused as a whole and the old state keeps
+forwarding. 'tapyard reload', or SIGHUP, reads the configuration again. Pods stay attached when the agent stops; the next start finds them.`,
 		Args: cobra.NoArgs,
 	}
 	flags := defaults()
@@ -83,7 +83,7 @@ old state keeps forwarding. Pods stay attached when the agent stops; the next st
 		if err := c.check(); err != nil {
 			return err
 		}
-		return runAgent(cmd.Context(), &c)
+		return runAgent(cmd.Context(), &c, func() (config, error) { return configFrom(os.Args[2:]) })
 	}
 	return cmd
 }
@@ -92,6 +92,10 @@ old state keeps forwarding. Pods stay attached when the agent stops; the next st
 type agent struct {
 	cfg        *config
 	log        *slog.Logger
+	level      *slog.LevelVar
+	reread     func() (config, error) // the configuration, from the same file and flags
+	reloading  sync.Mutex             // guards what reload may change of cfg
+	again      chan os.Signal         // read the peers file again
 	node       control.Node
 	sw         *vswitch.Switch
 	host       *attach.Host
@@ -110,13 +114,15 @@ type agent struct {
 	underlay   attach.Underlay
 	mtu        atomic.Int64   // of pods, now
 	egress     sync.Mutex     // one change of the masquerading at a time
-	hup        chan os.Signal // reload the peers file; in mode l2 nobody listens
+	hup        chan os.Signal // reload
 	ready      bool
 	closers    []func() error
 }
 
-func runAgent(ctx context.Context, c *config) (err error) {
-	a := &agent{cfg: c, hup: make(chan os.Signal, 1), log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel})).With("node", c.Name)}
+func runAgent(ctx context.Context, c *config, reread func() (config, error)) (err error) {
+	a := &agent{cfg: c, reread: reread, hup: make(chan os.Signal, 1), again: make(chan os.Signal, 1), level: new(slog.LevelVar)}
+	a.level.Set(c.LogLevel)
+	a.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: a.level})).With("node", c.Name)
 	signal.Notify(a.hup, syscall.SIGHUP) // from here on: its default is to end the process
 	defer signal.Stop(a.hup)
 	// Workers run on locked threads and may be in the middle of a burst; the slow worker and the sockets
@@ -212,19 +218,21 @@ func (a *agent) addNetworks() (own vswitch.Network, err error) {
 	return own, nil
 }
 
+// A whole segment's stations share an uplink's port, so it has their number and so many times a pod's floods.
+const uplinkKind, uplinkShare = "uplink", 10
+
 // join makes an interface of the node part of a network's segment, unless its name is empty.
 func (a *agent) join(uplink string, vni uint32) error {
 	if uplink == "" {
 		return nil
 	}
-	p, err := a.openUplink(port.PacketConfig{Device: uplink, PortName: uplink, PortKind: "uplink", Uplink: true})
+	p, err := a.openUplink(port.PacketConfig{Device: uplink, PortName: uplink, PortKind: uplinkKind, Uplink: true})
 	if err != nil {
 		return err
 	}
 	a.closers = append(a.closers, p.Close)
 	a.uplinks = append(a.uplinks, p)
-	// A whole segment's stations share this port, so it has their number and ten times a pod's floods.
-	_, err = a.sw.Attach(p, vswitch.PortConfig{Role: vswitch.RoleAccess, Segment: true, VNI: vni, BUM: 10 * a.cfg.BUMLimit})
+	_, err = a.sw.Attach(p, vswitch.PortConfig{Role: vswitch.RoleAccess, Segment: true, VNI: vni, BUM: uplinkShare * a.cfg.BUMLimit})
 	return err
 }
 

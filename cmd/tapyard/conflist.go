@@ -21,15 +21,15 @@ var conflistTemplate []byte
 
 // writeConflist tells runtimes that pods can be attached, when they can. It stays when the agent stops: without it they
 // would take another network for new pods, and couldn't delete those that are there.
-func (a *agent) writeConflist() error {
-	if a.cfg.CNIConfDir == "" {
+func (a *agent) writeConflist(c *config) error {
+	if c.CNIConfDir == "" {
 		return nil
 	}
-	text, err := a.cfg.conflist()
+	text, err := c.conflist()
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(a.cfg.CNIConfDir, conflistName)
+	path := filepath.Join(c.CNIConfDir, conflistName)
 	changed, err := replaceFile(path, text, 0o644)
 	if err != nil {
 		return fmt.Errorf("tell container runtimes about this network (cniConfDir): %w", err)

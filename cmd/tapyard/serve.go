@@ -37,7 +37,7 @@ func (a *agent) serve(ctx context.Context) error {
 	servers = append(servers, func(ctx context.Context) error {
 		a.pods.Sweep(ctx)
 		return nil
-	}, a.watchRules, a.watchDevices, a.watchdog, a.keepMemory, a.proveAgain)
+	}, a.watchRules, a.watchDevices, a.watchHangup, a.watchdog, a.keepMemory, a.proveAgain)
 	if a.cfg.Mode == modeRouted {
 		servers = append(servers, a.watchPeers, a.watchUnderlay)
 	}
@@ -53,7 +53,10 @@ func (a *agent) serve(ctx context.Context) error {
 	}
 	a.ready = true
 	a.dropRest()
-	if err := a.writeConflist(); err != nil {
+	a.reloading.Lock()
+	err = a.writeConflist(a.cfg)
+	a.reloading.Unlock()
+	if err != nil {
 		a.log.Error("pods can be attached, but container runtimes don't know", "error", err)
 	}
 	a.log.Info("ready", "mode", a.cfg.Mode, "workers", a.cfg.workers(), "mtu", a.node.MTU, "pods", len(a.pods.List()))
@@ -68,7 +71,7 @@ func (a *agent) serve(ctx context.Context) error {
 }
 
 func (a *agent) watchPeers(ctx context.Context) error {
-	a.peers.Watch(ctx, a.hup, a.log, func(s control.State) error {
+	a.peers.Watch(ctx, a.again, a.log, func(s control.State) error {
 		if err := a.controller.Apply(s); err != nil {
 			return err // the state before stays in force, which it doesn't when the host alone fails
 		}
@@ -122,7 +125,7 @@ func listen(path string) (net.Listener, error) {
 }
 
 func (a *agent) source() *observe.Source {
-	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.controller.Node, Config: a.config, Engine: a.engine, Audit: a.pods.Audit}
+	s := &observe.Source{Switch: a.sw, Attached: a.pods.List, State: a.controller.State, VTEPs: a.vteps, Node: a.controller.Node, Config: a.config, Engine: a.engine, Audit: a.pods.Audit, Reload: a.serveReload}
 	if a.host != nil {
 		s.HostMAC = a.host.MAC
 	}
@@ -131,6 +134,8 @@ func (a *agent) source() *observe.Source {
 
 // config returns what is in force, for `show config`.
 func (a *agent) config() any {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
 	c := *a.cfg
 	c.MTU, c.Workers = int(a.mtu.Load()), c.workers()
 	return &c

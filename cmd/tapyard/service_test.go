@@ -239,6 +239,70 @@ func TestService(t *testing.T) {
 	s.noWarnings()
 }
 
+// What may change does so without a restart; what may not is named; and a mistake changes nothing and fails the reload.
+func TestServiceReload(t *testing.T) {
+	s := startService(t, "sourceGuard: true\nworkers: 1\n")
+	s.attach("a", false)
+	b := s.attach("b", false)
+	pid := s.show("MainPID")
+	config := s.sd.Path("/etc/tapyard/tapyard.yaml")
+	edit := func(script string) { sh(t, "sed -i '"+script+"' "+config) }
+	spoofed := func() bool { // b answers to what it took from a's second address
+		return s.pods["a"].Command("ping", "-c1", "-W1", "-I", "10.244.1.77", b.String()).Run() == nil
+	}
+	sh(t, "ip -n "+s.pods["a"].Name()+" addr add 10.244.1.77/32 dev eth0; ip -n "+s.pods["b"].Name()+" neigh replace 10.244.1.77 dev eth0 lladdr $(ip netns exec "+
+		s.pods["a"].Name()+" cat /sys/class/net/eth0/address)")
+	if spoofed() {
+		t.Fatal("the source guard lets a foreign address through")
+	}
+	reload := func() string {
+		out, err := s.sd.Command("/usr/local/bin/tapyard", "reload").CombinedOutput()
+		if err != nil {
+			t.Fatalf("reload: %v: %s", err, out)
+		}
+		return string(out)
+	}
+	if out := reload(); !strings.HasPrefix(out, "nothing changed") {
+		t.Errorf("without a change: %s", out)
+	}
+	edit("s/sourceGuard: true/sourceGuard: false/; s/workers: 1/workers: 2/; $a ageing: 20\\nbumLimit: 7\\nflows: true\\nlogLevel: debug\\nmtu: 1400")
+	s.ctl("reload", "tapyard")
+	if s.show("ActiveState") != "active" || s.show("MainPID") != pid {
+		t.Error("the reload was a restart")
+	}
+	for _, want := range []string{`msg="configuration changed" node=near keys="[sourceGuard ageing bumLimit flows logLevel]"`,
+		`msg="changed in the configuration file, and in force after a restart" node=near keys="[mtu workers]"`} {
+		if !strings.Contains(s.log(), want) {
+			t.Errorf("the log lacks %s:\n%s", want, s.log())
+		}
+	}
+	if !spoofed() {
+		t.Error("without a source guard a foreign address is dropped")
+	}
+	if out := reload(); !strings.Contains(out, "until 'systemctl restart tapyard': mtu, workers") {
+		t.Errorf("said: %s", out)
+	}
+	shown, err := s.sd.Command("/usr/local/bin/tapyard", "show", "config", "-o", "json").Output()
+	var c struct{ Ageing, BUMLimit, Workers, MTU int }
+	if jerr := json.Unmarshal(shown, &c); err != nil || jerr != nil || c.Ageing != 20 || c.BUMLimit != 7 || c.Workers != 1 || c.MTU != 1450 {
+		t.Errorf("shown: %+v, %v, %v", c, err, jerr)
+	}
+	edit("s/sourceGuard: false/sourceGuard: true/; s/ageing: 20/ageing: -1/")
+	if out, err := s.sd.Command("systemctl", "reload", "tapyard").CombinedOutput(); err == nil {
+		t.Errorf("a mistake was accepted: %s", out)
+	}
+	if !spoofed() {
+		t.Error("of a configuration with a mistake something was taken")
+	}
+	edit("s/ageing: -1/ageing: 20/")
+	s.sdKill("SIGHUP")
+	eventually(t, "SIGHUP reloads", func() bool { return !spoofed() })
+	sh(t, "echo 'peers: [' >>"+s.sd.Path("/etc/tapyard/peers.yaml"))
+	if out, err := s.sd.Command("/usr/local/bin/tapyard", "reload").CombinedOutput(); err == nil || !strings.Contains(string(out), "peers.yaml") {
+		t.Errorf("a damaged peers file was accepted: %s", out)
+	}
+}
+
 // noWarnings asserts that the agent had nothing to complain about, except that a container may lack CAP_SYS_RESOURCE, by
 // which the unit has more locked memory.
 func (s *service) noWarnings() {

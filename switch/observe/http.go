@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Handler serves the admin API: GET /v1/ready, a view as JSON under each name, and the audit.
+// Handler serves the admin API: GET /v1/ready, a view as JSON under each name, the audit, and POST /v1/reload.
 func (s *Source) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/ready", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ready") })
@@ -36,6 +36,9 @@ func (s *Source) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/flows", s.serveFlows)
 	mux.HandleFunc("GET /v1/audit", s.serveAudit)
 	mux.HandleFunc("POST /v1/audit", s.serveAudit)
+	if s.Reload != nil {
+		mux.HandleFunc("POST /v1/reload", s.Reload)
+	}
 	return mux
 }
 
@@ -82,6 +85,11 @@ func (c Client) Raw(ctx context.Context, view string) ([]byte, error) { return c
 // Query returns what the query selects of the view of that name, as JSON.
 func (c Client) Query(ctx context.Context, view string, query url.Values) ([]byte, error) {
 	return c.do(ctx, http.MethodGet, view, query)
+}
+
+// Post has the agent do something and returns what came of it, as JSON.
+func (c Client) Post(ctx context.Context, action string) ([]byte, error) {
+	return c.do(ctx, http.MethodPost, action, nil)
 }
 
 func (c Client) do(ctx context.Context, method, view string, query url.Values) ([]byte, error) {

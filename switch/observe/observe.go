@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"time"
@@ -162,6 +163,7 @@ type Source struct {
 	Config   func() any        // the effective configuration, for /v1/config
 	Engine   port.EngineChoice // of TAPs
 	Audit    func(ctx context.Context, repair bool) ([]attach.Audited, error)
+	Reload   http.HandlerFunc // of the configuration; nil: there is none
 }
 
 // Ports returns the attached ports.
