@@ -13,8 +13,8 @@ import (
 	"tapyard/bench/nstest"
 )
 
-// findings are what is wrong, or what was repaired, in words.
-func findings(rows []Audited) (wrong, repaired string) {
+// wrongAndRepaired are what is wrong, or what was repaired, in words.
+func wrongAndRepaired(rows []Audited) (wrong, repaired string) {
 	for _, r := range rows {
 		wrong += strings.Join(r.Wrong, "\n")
 		repaired += strings.Join(r.Repaired, "\n")
@@ -128,15 +128,15 @@ func testAudit(t *testing.T, portType string) {
 					defer n.reopen(t) // for newNode's cleanup
 				}
 				for range 2 { // the first changes nothing
-					if wrong, repaired := findings(audit(false)); !strings.Contains(wrong, c.wrong) || (wrong == "") != (c.wrong == "") || repaired != "" {
+					if wrong, repaired := wrongAndRepaired(audit(false)); !strings.Contains(wrong, c.wrong) || (wrong == "") != (c.wrong == "") || repaired != "" {
 						t.Errorf("wrong %q, repaired %q; want %q wrong", wrong, repaired, c.wrong)
 					}
 				}
-				wrong, repaired := findings(audit(true))
+				wrong, repaired := wrongAndRepaired(audit(true))
 				if !strings.Contains(repaired, c.repaired) || (repaired == "") != (c.repaired == "") || c.beyond != "" && !strings.Contains(wrong, c.wrong) {
 					t.Errorf("with repair: wrong %q, repaired %q; want %q", wrong, repaired, c.repaired)
 				}
-				if wrong, _ := findings(audit(false)); (wrong == "") != (c.beyond == "") {
+				if wrong, _ := wrongAndRepaired(audit(false)); (wrong == "") != (c.beyond == "") {
 					t.Errorf("after the repair: %q", wrong)
 				}
 			})
@@ -211,7 +211,7 @@ func testAuditBesideAddsAndDels(t *testing.T, portType string) {
 	}
 	for left := len(pods); left > 0; {
 		rows, err := n.Audit(t.Context(), true)
-		if wrong, repaired := findings(rows); err != nil || wrong+repaired != "" {
+		if wrong, repaired := wrongAndRepaired(rows); err != nil || wrong+repaired != "" {
 			t.Errorf("wrong %q, repaired %q, %v", wrong, repaired, err)
 		}
 		select {

@@ -188,7 +188,7 @@ func auditedBy(t *testing.T, dir string) (rows []Audited) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if wrong, repaired := findings(rows); wrong+repaired != "" {
+	if wrong, repaired := wrongAndRepaired(rows); wrong+repaired != "" {
 		t.Errorf("wrong %q, repaired %q", wrong, repaired)
 	}
 	return rows
@@ -398,7 +398,7 @@ func testManyAtOnce(t *testing.T, portType string) {
 	}
 	running.Wait()
 	rows, err := n.Audit(t.Context(), false)
-	if wrong, _ := findings(rows); err != nil || wrong != "" || len(rows) != 2*more {
+	if wrong, _ := wrongAndRepaired(rows); err != nil || wrong != "" || len(rows) != 2*more {
 		t.Errorf("%d addresses, want %d; wrong %q, %v", len(rows), 2*more, wrong, err)
 	}
 	holder := map[netip.Prefix]string{}
