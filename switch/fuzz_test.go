@@ -116,6 +116,8 @@ func addSeeds(f *testing.F) {
 	plainly(1, udp(f, hostMAC, routerMAC, gw4, absent4, 64, "x"))
 	plainly(2, udp(f, peerMAC, routerMAC, remote4, b4, 64, "x"))
 	f.Add(uint8(0), s.Bytes, s.Meta.GSOType, true, s.Meta.GSOSize, s.Meta.CsumStart, s.Meta.CsumOffset)
+	// The error that answers it goes nowhere, and asks the slow path for another, which there is not.
+	plainly(0, []byte("\x02\x00\x00\x00\x00\x01000000\x86\xdda000\x00\t00\xfd\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\xfd\x0000000000000000000000000"))
 	// The ECN flag without a GSO type reached ports that take no offload.
 	f.Add(uint8(0), udp(f, macA, macB, a4, b4, 64, "x"), uint8(0x80), false, uint16(37), uint16(0), uint16(0))
 	// A checksum that starts behind the headers of a super-frame: the segmenter refused what parse had let through.

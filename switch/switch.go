@@ -81,6 +81,9 @@ func New(cfg Config) (*Switch, error) {
 	}
 	sw.fdb = fdb.New(fdb.Config{MaxLearned: maxLearned, MaxLearnedPerPort: maxLearnedPerPort, Ageing: cfg.Ageing})
 	local := &portState{id: port.Local, role: roleLocal, stats: make([]port.Stats, cfg.Workers+1), limits: make([]limits, cfg.Workers+1)}
+	for w := range local.limits { // the switch itself has none
+		local.limits[w] = limits{bum: newBucket(0), syn: newBucket(0), punt: newBucket(0)}
+	}
 	sw.snapshot.Store(&Snapshot{ports: []*portState{local}})
 	for i := range cfg.Workers {
 		w := newWorker(sw, i)
