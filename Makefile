@@ -5,7 +5,7 @@ SHELL := /bin/bash
 FUZZTIME ?= 4s
 FLAGS ?=
 
-.PHONY: help deps test-deps build deb check test fuzz demo bench clean
+.PHONY: help deps test-deps build deb check test test-long fuzz demo bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 11
@@ -44,6 +44,10 @@ test: test-deps build ## everything, as root: all tests, the race detector, a sh
 	NETNS_REQUIRED=1 go test -count=1 -p 1 -timeout 8m ./...
 	NETNS_REQUIRED=1 go test -count=1 -short -race -timeout 8m ./...
 	@$(MAKE) --no-print-directory fuzz
+
+# Those that look at TAPYARD_LONG, and nothing else.
+test-long: test-deps build ## what takes longer, after `make test`: an agent killed 100 times under 50 pods that talk
+	TAPYARD_LONG=1 NETNS_REQUIRED=1 go test -count=1 -p 1 -timeout 30m -run 'TestKillsKeepPods' ./cmd/tapyard
 
 # At the end of its time the go command sometimes takes its own deadline for a failure ("context deadline
 # exceeded", golang/go#75804, mended in Go 1.27). A real failure writes the input that caused it, so without

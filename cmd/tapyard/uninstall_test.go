@@ -76,8 +76,13 @@ func (n *installed) start() (stop func(syscall.Signal)) {
 
 func (n *installed) cni(verb, id string) {
 	n.t.Helper()
+	n.cniOf(n.pod, verb, id)
+}
+
+func (n *installed) cniOf(pod *nstest.NS, verb, id string) {
+	n.t.Helper()
 	n.onNode(`{"cniVersion": "1.0.0", "name": "pods", "type": "tapyard-cni", "socket": "`+filepath.Join(n.runDir, "cni.sock")+`"}`,
-		"env", "CNI_COMMAND="+verb, "CNI_CONTAINERID="+id, "CNI_NETNS="+n.pod.Path(), "CNI_IFNAME=eth0", "CNI_PATH="+n.dir,
+		"env", "CNI_COMMAND="+verb, "CNI_CONTAINERID="+id, "CNI_NETNS="+pod.Path(), "CNI_IFNAME=eth0", "CNI_PATH="+n.dir,
 		"CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web", filepath.Join(n.dir, "tapyard-cni"))
 }
 
