@@ -44,6 +44,6 @@ them to other nodes in UDP (VXLAN).
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(agentCommand(), installCommand(), reloadCommand(), showCommand(), doctorCommand(), ipamCommand(), uninstallCommand(), reloadCommand(), bench.LabCommand(), bench.DemoCommand(), bench.Command())
+	root.AddCommand(agentCommand(), installCommand(), reloadCommand(), showCommand(), doctorCommand(), ipamCommand(), uninstallCommand(), bench.LabCommand(), bench.DemoCommand(), bench.Command())
 	return root
 }
