@@ -46,8 +46,8 @@ test: test-deps build ## everything, as root: all tests, the race detector, a sh
 	@$(MAKE) --no-print-directory fuzz
 
 # Those that look at TAPYARD_LONG, and nothing else.
-test-long: test-deps build ## what takes longer, after `make test`: an agent killed 100 times under 50 pods that talk
-	TAPYARD_LONG=1 NETNS_REQUIRED=1 go test -count=1 -p 1 -timeout 30m -run 'TestKillsKeepPods' ./cmd/tapyard
+test-long: test-deps build ## what takes longer, after `make test`: an agent killed 100 times under 50 pods that talk; 20 restarts, kills and upgrades by systemd
+	TAPYARD_LONG=1 NETNS_REQUIRED=1 go test -count=1 -p 1 -timeout 30m -run 'TestKillsKeepPods|TestServiceRestartsUnnoticed' ./cmd/tapyard
 
 # At the end of its time the go command sometimes takes its own deadline for a failure ("context deadline
 # exceeded", golang/go#75804, mended in Go 1.27). A real failure writes the input that caused it, so without

@@ -204,9 +204,13 @@ func TestServiceRestartsUnnoticed(t *testing.T) {
 	for _, portType := range []string{"tap", "veth"} {
 		t.Run(portType, func(t *testing.T) {
 			s := startService(t, "flows: true\nportType: "+portType+"\n")
-			s.attach("a", false)
-			b, c := s.attach("b", false), s.attach("c", true)
-			a := b.Prev() // they are given out in turn
+			at := map[string]netip.Addr{}
+			for _, pod := range []string{"a", "b", "c", "d"} { // each sends to one other: a ring has room for 1,000 frames
+				at[pod] = s.attach(pod, false)
+			}
+			for _, pod := range []string{"far1", "far2"} {
+				at[pod] = s.attach(pod, true)
+			}
 			builds := s.twoBuilds()
 			for _, way := range []struct {
 				name  string
@@ -221,12 +225,10 @@ func TestServiceRestartsUnnoticed(t *testing.T) {
 					stop := make(chan struct{})
 					var pairs []*probePair
 					var waits []func()
-					for _, p := range []struct {
-						name     string
-						from, to string
-						at       netip.Addr
-					}{{"same node", "a", "b", b}, {"to the far node", "a", "c", c}, {"from the far node", "c", "a", a}} {
-						pair, wait := talk(t, p.name, s.pods[p.from], s.pods[p.to], p.at, stop)
+					for _, p := range []struct{ name, from, to string }{
+						{"same node", "a", "b"}, {"to the far node", "c", "far1"}, {"from the far node", "far2", "d"},
+					} {
+						pair, wait := talk(t, p.name, s.pods[p.from], s.pods[p.to], at[p.to], stop)
 						pairs, waits = append(pairs, pair), append(waits, wait)
 					}
 					var times []time.Time

@@ -236,6 +236,12 @@ func TestService(t *testing.T) {
 		c := s.attach("c", false)
 		s.pings("a", c)
 	})
+	t.Run("upgrade", func(t *testing.T) {
+		s.upgrade(s.twoBuilds()[0])
+		eventually(t, "the new build makes the self-test that its start had no time for", func() bool {
+			return strings.Contains(s.log(), "self-test of offloads made by this version, after its start")
+		})
+	})
 	s.noWarnings()
 }
 
