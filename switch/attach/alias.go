@@ -86,11 +86,13 @@ func (id agentID) alias(a Attachment) string {
 	key := aliasPrefix + a.Key()
 	unnamed := a
 	unnamed.Name = ""
+	further := furtherKeys(a)
 	for _, c := range []struct {
 		deviceCopy
 		further []byte
 	}{
-		{deviceCopy{agent: id, a: a}, furtherKeys(a)},
+		{deviceCopy{agent: id, a: a}, further},
+		{deviceCopy{agent: id, a: unnamed, short: true}, further}, // the name is for people alone
 		{deviceCopy{agent: id, a: a, short: true}, nil},
 		{deviceCopy{agent: id, a: unnamed, short: true}, nil},
 	} {
@@ -131,11 +133,17 @@ func furtherKeys(a Attachment) []byte {
 	}
 	text, _ = json.Marshal(keys) // they were JSON just now
 	var out bytes.Buffer
-	w, _ := flate.NewWriter(&out, flate.BestCompression) // fails on other levels only
-	w.Write(text)                                        // into memory
-	w.Close()
-	return out.Bytes()
+	w, _ := flate.NewWriterDict(&out, flate.BestCompression, furtherWords) // fails on other levels only
+	w.Write(text)                                                          // into memory
+	w.Flush()
+	return bytes.TrimSuffix(out.Bytes(), flushMark[:4])
 }
+
+// furtherWords are what the further keys' JSON probably says, the likeliest last.
+var furtherWords = []byte(`{"queues":2,"conflist":"cbr0","conflist":"podman","conflist":"k8s-pod-network","conflist":"pods","conflist":"tapyard"}`)
+
+// flushMark ends what a flush writes, and goes without saying, followed by an empty last block: as RFC 7692 section 7.2.1.
+var flushMark = []byte{0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff}
 
 func (c *deviceCopy) encode(key string, further []byte) []byte {
 	flags := byte(0)
@@ -229,7 +237,7 @@ func (c *deviceCopy) decode(head string, b []byte) error {
 func (c *deviceCopy) complete(a Attachment, further []byte) error {
 	var all Attachment
 	if len(further) > 0 {
-		text, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(further)), maxFurther))
+		text, err := io.ReadAll(io.LimitReader(flate.NewReaderDict(bytes.NewReader(slices.Concat(further, flushMark)), furtherWords), maxFurther))
 		if err == nil {
 			err = json.Unmarshal(text, &all)
 		}

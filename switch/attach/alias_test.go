@@ -21,7 +21,7 @@ func typical() Attachment {
 		NetnsPath: "/var/run/netns/cni-0d1c3a52-1f4b-6a3c-9d5f-4f2e3b8a7c61", NetnsDev: 4, NetnsIno: 4026532201, BootID: "8d9b5a3e-6f9f-4a3b-b9a6-0d6f6d1c6a55",
 		MAC: wire.MAC{0x0a, 1, 2, 3, 4, 5}, MTU: 1450, VNI: 0xabcdef, PortType: TAP, Created: time.Date(2026, 10, 17, 12, 34, 56, 789e6, time.UTC),
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.244.1.3/24"), netip.MustParsePrefix("fd00:10:244:1:89ab:cdef:123:4567/64")},
-		Gateways:  []netip.Addr{netip.MustParseAddr("10.244.1.1"), netip.MustParseAddr("fd00:10:244:1::1")},
+		Gateways:  []netip.Addr{netip.MustParseAddr("10.244.1.1"), netip.MustParseAddr("fd00:10:244:1::1")}, Conflist: "tapyard",
 	}
 }
 

@@ -70,7 +70,13 @@ func testFailureAtEachStep(t *testing.T, portType string) {
 	}
 	for _, step := range del[:len(del)-1] {
 		for name, next := range map[string]func(){
-			"DEL":     func() {},
+			"DEL": func() {},
+			"GC": func() {
+				if err := n.GC(t.Context(), "", nil); err != nil {
+					t.Error(err)
+				}
+				n.assertNothing(t, ns)
+			},
 			"restart": func() { n.restart(t) },
 			"sweep": func() {
 				n.restart(t)
