@@ -1,7 +1,6 @@
 package attach
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,9 +23,9 @@ func (m *Manager) Add(ctx context.Context, req Request) (Attachment, error) {
 		return Attachment{}, err
 	}
 	defer m.locks.lock(a.Key())()
-	t := &addition{m: m, a: a, fd: req.NetnsFD}
+	t := &addition{m: m, ctx: ctx, req: req, a: a}
 	defer t.close()
-	if err := t.run(ctx); err != nil {
+	if err := t.run(); err != nil {
 		t.unwind()
 		return Attachment{}, fmt.Errorf("attach %s: %w", a.Key(), err)
 	}
@@ -38,15 +37,16 @@ func (m *Manager) Add(ctx context.Context, req Request) (Attachment, error) {
 // addition is one Add on its way. Each effect pushes what takes it back.
 type addition struct {
 	m    *Manager
+	ctx  context.Context
+	req  Request
 	a    Attachment
-	fd   int
 	tmp  string // the device's name until it is renamed
 	dev  device
 	pod  *pod
 	undo []func() error
 }
 
-func (t *addition) run(ctx context.Context) error {
+func (t *addition) run() error {
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -58,11 +58,13 @@ func (t *addition) run(ctx context.Context) error {
 		{"attach to the device", t.open},
 		{"set up the device", t.dress},
 		{"move the device", t.move},
+		{"rename the device", t.rename},
+		{"ask the IPAM plugin", t.delegate},
 		{"configure the pod", t.configure},
 		{"write the record", t.record},
 		{"publish", t.publish},
 	} {
-		if err := ctx.Err(); err != nil {
+		if err := t.ctx.Err(); err != nil {
 			return fmt.Errorf("before the step '%s': %w", step.name, errors.Join(podapi.Errorf(podapi.CodeTryAgain, "interrupted"), err))
 		}
 		err := t.m.at("ADD: " + step.name)
@@ -100,13 +102,21 @@ func (t *addition) reserve() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	network := m.networkOf(t.a.VNI)
-	t.a.MTU = cmp.Or(network.mtu, m.cfg.MTU())
+	t.a.MTU = m.mtuOf(network, 0)
+	if limit := t.a.MTULimit; limit > t.a.MTU {
+		return wrong("mtu", limit, fmt.Sprintf("the network carries %d bytes at most; give less, or leave it out", t.a.MTU))
+	} else if limit > 0 {
+		t.a.MTU = limit
+	}
 	if err := network.checkMTU(t.a.MTU); err != nil {
 		return err
 	}
 	if e, ok := m.entries[key]; ok {
 		return podapi.Errorf(podapi.CodeEnvironment, "CNI_CONTAINERID and CNI_IFNAME: this attachment exists since %s; the runtime must send DEL first",
 			e.a.Created.Format("2006-01-02T15:04:05Z07:00"))
+	}
+	if err := m.checkTaken(t.a); err != nil {
+		return err
 	}
 	for _, e := range m.entries {
 		if e.a.Name == t.a.Name {
@@ -119,8 +129,18 @@ func (t *addition) reserve() error {
 	return nil
 }
 
+// checkTaken refuses a MAC that another pod of the segment has; m.mu is held.
+func (m *Manager) checkTaken(a Attachment) error {
+	for _, e := range m.entries {
+		if e.a.VNI == a.VNI && e.a.MAC == a.MAC {
+			return podapi.Errorf(podapi.CodeTryAgain, "MAC %v: pod %s has it; want another one, or none, or delete that pod", a.MAC, e.a.Name)
+		}
+	}
+	return nil
+}
+
 func (t *addition) inspect() (err error) {
-	if t.pod, err = openPod(t.fd); err != nil {
+	if t.pod, err = openPod(t.req.NetnsFD); err != nil {
 		return err
 	}
 	_, err = t.pod.LinkByName(t.a.IfName)
@@ -136,7 +156,10 @@ func (t *addition) inspect() (err error) {
 func (t *addition) allocate() error {
 	key := t.a.Key()
 	t.onUndo(func() error { t.m.release(key); return nil })
-	return t.m.networkOf(t.a.VNI).allocate(&t.a)
+	if t.a.IPAM != nil {
+		return nil
+	}
+	return t.m.allocate(&t.a, t.req.Conf.IPs)
 }
 
 // create makes the device in the agent's namespace: a descriptor opened in the pod's would keep that
@@ -231,13 +254,13 @@ func (t *addition) move() error {
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkSetNsFd(link, t.fd); err != nil {
+	if err := netlink.LinkSetNsFd(link, t.req.NetnsFD); err != nil {
 		return fmt.Errorf("into %s: %w", t.a.NetnsPath, err)
 	}
 	return nil
 }
 
-func (t *addition) configure() error {
+func (t *addition) rename() error {
 	link, err := t.pod.LinkByName(t.tmp) // its index may have changed with the move
 	if err != nil {
 		return err
@@ -248,7 +271,14 @@ func (t *addition) configure() error {
 		}
 		return fmt.Errorf("rename to %s: %w", t.a.IfName, err)
 	}
-	link.Attrs().Name = t.a.IfName
+	return nil
+}
+
+func (t *addition) configure() error {
+	link, err := t.pod.LinkByName(t.a.IfName)
+	if err != nil {
+		return err
+	}
 	return t.pod.configure(link, t.a)
 }
 

@@ -49,6 +49,14 @@ type Attachment struct {
 	Queues    int            `json:"queues,omitempty"`   // above 1: of the TAP, which was made for several
 	Conflist  string         `json:"conflist,omitempty"` // name of the network configuration that added it, whose GC may collect it
 	Created   time.Time      `json:"created"`
+
+	// What the network configuration added.
+	Ranges       []netip.Prefix `json:"ranges,omitempty"`   // where the addresses are from
+	MTULimit     int            `json:"mtuLimit,omitempty"` // MTU stays below, when the network's grows
+	Routes       []Route        `json:"routes,omitempty"`   // beside the default ones by Gateways
+	Bandwidth    *Bandwidth     `json:"bandwidth,omitempty"`
+	PortMappings []PortMapping  `json:"portMappings,omitempty"`
+	IPAM         *Delegation    `json:"ipam,omitempty"` // nil: the addresses are from our own pools
 }
 
 // The types of a pod's port.
@@ -67,6 +75,18 @@ func (a Attachment) Addrs() []netip.Addr {
 		out = append(out, p.Addr())
 	}
 	return out
+}
+
+// AllRoutes returns the routes of the pod's device: those of the configuration first, which stand for a default
+// one of the network.
+func (a Attachment) AllRoutes() []Route {
+	routes := slices.Clone(a.Routes)
+	for _, gw := range a.Gateways {
+		if dst := defaultOf(gw); !hasRoute(routes, dst) {
+			routes = append(routes, Route{Dst: dst, GW: gw})
+		}
+	}
+	return routes
 }
 
 // Config says how pods are attached.

@@ -89,6 +89,9 @@ func (m *Manager) inspect(ctx context.Context, e entry, req Request, prev *types
 	defer p.Close()
 	c := inspection{a: e.a, prev: prev, pod: p}
 	c.run()
+	if err := checkIPAM(ctx, e.a, req); err != nil {
+		c.wrong.add("%v", err)
+	}
 	if len(c.wrong) > 0 || m.cfg.Probe == nil {
 		return c.wrong
 	}
@@ -190,8 +193,8 @@ func (c *inspection) addresses() {
 // and a pod's earlier interface keeps a route to the same destination.
 func (c *inspection) routes() {
 	var want []netlink.Route
-	for _, gw := range c.a.Gateways {
-		route := defaultRoute(c.link, gw)
+	for _, r := range c.a.AllRoutes() {
+		route := podRoute(c.link, c.a, r)
 		if slices.ContainsFunc(c.prev.Routes, func(r *types.Route) bool {
 			return r.Dst.String() == route.Dst.String() && (r.GW == nil || r.GW.Equal(route.Gw))
 		}) {

@@ -81,7 +81,7 @@ func TestStatus(t *testing.T) {
 	})
 	status := func(code uint, parts ...string) {
 		t.Helper()
-		err := n.Status("")
+		err := n.Status(Conf{})
 		if code == 0 {
 			if err != nil {
 				t.Error(err)

@@ -36,6 +36,7 @@ func (m *Manager) del(ctx context.Context, req Request) error {
 		{"withdraw", r.withdraw},
 		{"remove the device", r.removeDevice},
 		{"remove what a killed ADD left", func() error { return removeAt(req) }},
+		{"release the plugin's addresses", func() error { return m.releaseIPAM(ctx, r.e.a, req) }},
 		{"delete the record", func() error { return m.store.delete(r.key) }},
 		{"release the addresses", r.release},
 	} {

@@ -19,7 +19,7 @@ type validAttachment struct {
 
 // handleGC takes the list under the name that the specification has, and under that which its first edition had in
 // an example; runtimes send both. Without any list only what has surely gone is collected: `cnitool gc` sends none.
-func (m *Manager) handleGC(ctx context.Context, stdin []byte) error {
+func (m *Manager) handleGC(ctx context.Context, stdin []byte, own Conf) error {
 	var conf struct {
 		Name  string          `json:"name"`
 		Valid json.RawMessage `json:"cni.dev/valid-attachments"`
@@ -47,7 +47,8 @@ func (m *Manager) handleGC(ctx context.Context, stdin []byte) error {
 	if conf.Valid == nil && conf.Other == nil {
 		return m.collect(ctx, func(e entry) bool { return e.a.Conflist == conf.Name && m.vanished(e) })
 	}
-	return m.GC(ctx, conf.Name, valid)
+	// The plugin that gives out addresses last: what we have collected, it has got back by then.
+	return errors.Join(m.GC(ctx, conf.Name, valid), callIPAM(ctx, "GC", own))
 }
 
 // GC detaches the pods that were added by the network configuration of that name and whose Key is not among those

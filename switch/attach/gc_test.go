@@ -14,7 +14,7 @@ func (n *node) addOf(t *testing.T, conflist, id string) *nstest.NS {
 	t.Helper()
 	ns := nstest.New(t)
 	req := reqFor(ns, id)
-	req.Conflist = conflist
+	req.Conf.Name = conflist
 	if _, err := n.Add(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}

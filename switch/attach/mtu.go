@@ -156,6 +156,7 @@ func (m *Manager) SetMTU(ctx context.Context, mtu int) error {
 			continue
 		}
 		err := ctx.Err()
+		mtu := limited(mtu, e.a.MTULimit)
 		if err == nil {
 			err = m.setPodMTU(e.a.Key(), mtu)
 		}
@@ -227,7 +228,7 @@ func (m *Manager) resize(p *pod, link netlink.Link, a Attachment, mtu int) (Atta
 // with a line in the log, rather than cutting it off.
 func (m *Manager) follow(p *pod, link netlink.Link, a Attachment) (Attachment, error) {
 	n := m.networkOf(a.VNI)
-	mtu := cmp.Or(n.mtu, m.cfg.MTU())
+	mtu := m.mtuOf(n, a.MTULimit)
 	if err := n.checkMTU(mtu); err != nil {
 		m.cfg.Log.Error("pod keeps its MTU", "port", a.Name, "mtu", a.MTU, "err", err)
 		return a, nil
@@ -237,6 +238,17 @@ func (m *Manager) follow(p *pod, link netlink.Link, a Attachment) (Attachment, e
 		return a, fmt.Errorf("set MTU %d: %w", mtu, err)
 	}
 	return a, nil
+}
+
+// mtuOf returns the present MTU of a pod of the network, whose configuration may have a limit of its own.
+func (m *Manager) mtuOf(n *network, limit int) int { return limited(cmp.Or(n.mtu, m.cfg.MTU()), limit) }
+
+// limited returns the MTU, or the limit if there is one that is lower.
+func limited(mtu, limit int) int {
+	if limit > 0 {
+		return min(mtu, limit)
+	}
+	return mtu
 }
 
 // minMTU is the least that IPv6 works with (RFC 8200 section 5); the kernel takes it off a device with less.

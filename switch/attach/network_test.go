@@ -18,11 +18,11 @@ func TestFurtherNetwork(t *testing.T) {
 	})
 	ns := nstest.New(t)
 	req := reqFor(ns, "blue1")
-	req.Network = "green"
+	req.Conf.Network = "green"
 	if _, err := n.Add(t.Context(), req); err == nil || !strings.Contains(err.Error(), `"green"`) || !strings.Contains(err.Error(), `"blue"`) {
 		t.Errorf("a network that isn't there: %v", err)
 	}
-	req.Network = "blue"
+	req.Conf.Network = "blue"
 	a, err := n.Add(t.Context(), req)
 	if err != nil {
 		t.Fatal(err)

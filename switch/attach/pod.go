@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -99,9 +100,9 @@ func (p *pod) configure(link netlink.Link, a Attachment) error {
 	if err := p.LinkSetUp(link); err != nil {
 		return fmt.Errorf("raise %s: %w", a.IfName, err)
 	}
-	for _, gw := range a.Gateways {
-		if err := p.RouteAdd(defaultRoute(link, gw)); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add the default route via %v: %w", gw, err)
+	for _, r := range a.AllRoutes() {
+		if err := p.RouteAdd(podRoute(link, a, r)); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add the route to %v via %v: %w", r.Dst, r.GW, err)
 		}
 	}
 	return nil
@@ -143,8 +144,21 @@ func (p *pod) enableIPv6(link netlink.Link) error {
 	return nil
 }
 
-func defaultRoute(link netlink.Link, gw netip.Addr) *netlink.Route {
-	return &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(defaultOf(gw)), Gw: gw.AsSlice()}
+// podRoute says "onlink" of a gateway that is in none of the pod's prefixes.
+func podRoute(link netlink.Link, a Attachment, r Route) *netlink.Route {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Gw: r.GW.AsSlice()}
+	switch {
+	case !r.GW.IsValid():
+		route.Scope = netlink.SCOPE_LINK
+	case !a.onLink(r.GW):
+		route.Flags = int(netlink.FLAG_ONLINK)
+	}
+	return route
+}
+
+// onLink says whether one of the pod's prefixes has the address.
+func (a Attachment) onLink(to netip.Addr) bool {
+	return to.IsLinkLocalUnicast() || slices.ContainsFunc(a.Addresses, func(p netip.Prefix) bool { return p.Masked().Contains(to) })
 }
 
 // defaultOf returns 0.0.0.0/0 or ::/0.

@@ -80,7 +80,7 @@ func TestQueuesAreRefused(t *testing.T) {
 		n, ns := newNode(t, withSteering(2, 1)), nstest.New(t)
 		n.cfg.PortType = c.portType
 		req := reqFor(ns, "c1")
-		req.Queues = c.queues
+		req.Conf.Queues = c.queues
 		var coded *podapi.Error
 		if _, err := n.Add(t.Context(), req); !errors.As(err, &coded) || coded.Code != podapi.CodeInvalidConf || !strings.Contains(err.Error(), says) {
 			t.Errorf("%d queues, port type %s: %v, want %q", c.queues, c.portType, err, says)

@@ -18,9 +18,7 @@ type Request struct {
 	NetnsPath   string // CNI_NETNS; DEL does without
 	NetnsFD     int    // the same, open, or -1; stays the caller's
 	Args        string // CNI_ARGS
-	Network     string // which of the node's networks; "" is its own
-	Queues      int    // of the TAP; 0 is Config.Queues
-	Conflist    string // the name of the runtime's network configuration
+	Conf        Conf   // of DEL its IPAM only
 }
 
 func (r Request) key() string { return r.ContainerID + "/" + r.IfName }
@@ -38,31 +36,37 @@ func (m *Manager) describe(req Request) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, err
 	}
-	network, err := m.networkNamed(req.Network)
+	conf := &req.Conf
+	network, err := m.networkNamed(conf.Network)
+	if err == nil {
+		err = network.checkConf(conf)
+	}
 	if err != nil {
 		return Attachment{}, err
 	}
-	queues, err := m.queues(req)
+	portType := cmp.Or(conf.PortType, m.cfg.PortType)
+	queues, err := m.queues(conf.Queues, portType)
 	if err != nil {
 		return Attachment{}, err
 	}
 	return Attachment{
 		ContainerID: req.ContainerID, IfName: req.IfName, Name: name,
 		NetnsPath: req.NetnsPath, NetnsDev: id.dev, NetnsIno: id.ino, BootID: m.bootID,
-		MAC: stableMAC(req), VNI: network.vni, PortType: m.cfg.PortType, Queues: queues, Conflist: req.Conflist, Created: time.Now().UTC(),
+		MAC: cmp.Or(conf.MAC, stableMAC(req)), VNI: network.vni, PortType: portType, Queues: queues, Created: time.Now().UTC(),
+		Conflist: conf.Name, Ranges: conf.Ranges, MTULimit: conf.MTU, Routes: conf.Routes, Bandwidth: conf.Bandwidth, PortMappings: conf.PortMappings, IPAM: conf.IPAM,
 	}, nil
 }
 
 // queues returns how many queues the attachment's TAP is made for, 0 for a device of the kind that has one.
-func (m *Manager) queues(req Request) (int, error) {
-	n, most := req.Queues, m.cfg.Steering.Workers()
+func (m *Manager) queues(n int, portType string) (int, error) {
+	most := m.cfg.Steering.Workers()
 	switch {
 	case n < 0 || n > most:
 		return 0, podapi.Errorf(podapi.CodeInvalidConf, "key \"queues\" is %d: 1 to %d, the number of this node's workers ('workers' in tapyard.yaml)", n, most)
-	case n > 1 && m.cfg.PortType == Veth:
-		return 0, podapi.Errorf(podapi.CodeInvalidConf, "key \"queues\" is %d: pods of this node have veth pairs, with one queue ('portType' in tapyard.yaml)", n)
+	case n > 1 && portType == Veth:
+		return 0, podapi.Errorf(podapi.CodeInvalidConf, "key \"queues\" is %d: the pod has a veth pair, with one queue ('portType' in tapyard.yaml or the conflist)", n)
 	}
-	if n = cmp.Or(n, m.cfg.Queues); n == 1 || m.cfg.PortType == Veth {
+	if n = cmp.Or(n, m.cfg.Queues); n == 1 || portType == Veth {
 		n = 0
 	}
 	return n, nil

@@ -27,7 +27,7 @@ func (m *Manager) Restore(ctx context.Context) error {
 		case errors.Is(err, errGone):
 			gone++
 			m.cfg.Log.Info("forget a pod that went while the agent was down", "port", e.a.Name, "attachment", e.a.Key(), "why", err)
-			if err := errors.Join(removePair(e.a.Key()), m.drop(e.a.Key())); err != nil {
+			if err := errors.Join(removePair(e.a.Key()), m.releaseIPAM(ctx, e.a, Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName}), m.drop(e.a.Key())); err != nil {
 				return fmt.Errorf("forget %s: %w", e.a.Key(), err)
 			}
 		default:

@@ -1,7 +1,7 @@
 package attach
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
 
 	"tapyard/cniplugin/podapi"
@@ -9,24 +9,21 @@ import (
 
 // Read the CNI specification 1.1, section 2, STATUS, first.
 
-func (m *Manager) handleStatus(stdin []byte) error {
-	var conf struct {
-		Network string `json:"network"`
+func (m *Manager) handleStatus(ctx context.Context, conf Conf) error {
+	if err := m.Status(conf); err != nil {
+		return err
 	}
-	if err := json.Unmarshal(stdin, &conf); err != nil {
-		return podapi.Errorf(podapi.CodeDecode, "decode the network configuration: %v", err)
-	}
-	return m.Status(conf.Network)
+	return callIPAM(ctx, "STATUS", conf)
 }
 
-// Status says why one of the node's networks ("" is its own) can take no pod now, or why the node's pods reach none of
+// Status says why the network of a configuration can take no pod of it now, or why the node's pods reach none of
 // other nodes, as a *podapi.Error.
-func (m *Manager) Status(network string) error {
-	n, err := m.networkNamed(network)
+func (m *Manager) Status(conf Conf) error {
+	n, err := m.networkNamed(conf.Network)
 	if err != nil {
 		return err
 	}
-	full := n.full()
+	full := n.full(&conf)
 	if m.cfg.CutOff != nil {
 		if err := m.cfg.CutOff(); err != nil {
 			e := podapi.Errorf(podapi.CodeLimited, "this node's pods reach none of other nodes: %v", err)
@@ -42,10 +39,17 @@ func (m *Manager) Status(network string) error {
 	return nil
 }
 
-// full names a pool that has no address left.
-func (n *network) full() error {
-	for _, p := range n.pools {
-		if err := p.Full(); err != nil {
+// full names a pool of the configuration's that has no address left.
+func (n *network) full(conf *Conf) error {
+	if conf.IPAM != nil {
+		return nil // its plugin is asked
+	}
+	for _, pool := range n.pools {
+		p, err := n.part(pool, conf.Ranges)
+		if err == nil {
+			err = p.Full()
+		}
+		if err != nil {
 			if n.name != "" {
 				err = fmt.Errorf("network %s: %w", n.name, err)
 			}
