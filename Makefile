@@ -20,11 +20,18 @@ deps: ## install what build and demo need and the machine lacks (a C compiler fo
 	@need=(); command -v cc >/dev/null || need+=(gcc libc6-dev); command -v ip >/dev/null || need+=(iproute2); $(install)
 	@command -v go >/dev/null || { echo "Go is missing; install it from go.dev or Debian's backports"; exit 1; }
 
+# containernetworking's plugins, which ours is chained with and delegates to, are built once per version. The
+# folder's name is in bench/nstest/cniplugins.go, too; it appears when it is complete.
+cni_plugins = $${XDG_CACHE_HOME:-$$HOME/.cache}/tapyard/cni-plugins-v1.9.1
+
 # Open vSwitch runs as a child of the tests; the package's own service is not used.
 test-deps: deps ## install what tests need besides: other VXLAN speakers, other decoders of packets, DPDK's tables
 	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy vde_switch:vde2 nebula:nebula systemd-analyze:systemd ping:iputils-ping nsenter:util-linux; do \
 	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; \
 	  $(libdpdk) || need+=(libdpdk-dev pkg-config); $(install)
+	@dir=$(cni_plugins); [[ -d $$dir ]] || { echo "building $$dir"; tmp=$$(mktemp -d $$(mkdir -p $$(dirname $$dir); echo $$dir).XXXXXX); \
+	  GOBIN=$$tmp CGO_ENABLED=0 GOFLAGS= go install github.com/containernetworking/plugins/plugins/{ipam/{host-local,static,dhcp},meta/{portmap,bandwidth,tuning,sbr}}@$${dir##*-}; \
+	  chmod 755 $$tmp; mv -T $$tmp $$dir; }
 
 build: ## bin/tapyard and bin/tapyard-cni
 	@mkdir -p bin

@@ -104,6 +104,9 @@ func (sw *Switch) AddNeighbors(vni uint32, id port.ID, mac wire.MAC, addrs []net
 	return nil
 }
 
+// RemoveNeighbor ends what AddNeighbors began for one address. Of a port that is detached it isn't needed.
+func (sw *Switch) RemoveNeighbor(vni uint32, addr netip.Addr) { sw.neighbors.Delete(vni, addr) }
+
 // nameBoth says whose a MAC or an address is already; the tables know ports by number.
 func (sw *Switch) nameBoth(claimant port.ID, err error) error {
 	if c := (*fdb.ConflictError)(nil); errors.As(err, &c) {

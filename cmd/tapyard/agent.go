@@ -310,7 +310,9 @@ func (a *agent) apply(s control.State) error {
 
 // setRoutes brings the host's routes to the state that the switch has already.
 func (a *agent) setRoutes(s control.State) error {
-	return a.host.SetRoutes(append(slices.Clone(s.ClusterCIDRs), a.cfg.PodSubnets...))
+	a.egress.Lock()
+	defer a.egress.Unlock()
+	return a.host.SetRoutes(slices.Concat(s.ClusterCIDRs, a.cfg.PodSubnets, a.foreign()))
 }
 
 func (a *agent) openPods() (err error) {
@@ -318,13 +320,50 @@ func (a *agent) openPods() (err error) {
 		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
 		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(),
 		Without: a.without.taps, Rings: a.rings, Queues: a.cfg.PodQueues, Steering: a.steering, Store: a.store, Log: a.log,
-		Publish:  func(at attach.Attachment, p port.Port) error { return a.controller.AddPod(at, p) },
-		Withdraw: func(ctx context.Context, at attach.Attachment) error { return a.controller.RemovePod(ctx, at) },
+		Publish: a.publish, Withdraw: a.withdraw, CutOff: a.cutOff,
 		Probe: func(ctx context.Context, at attach.Attachment, addrs []netip.Addr) error {
 			return a.controller.ProbePod(ctx, at, addrs)
 		},
-		CutOff: a.cutOff,
 	})
+	return err
+}
+
+func (a *agent) publish(at attach.Attachment, p port.Port) error {
+	if err := a.controller.AddPod(at, p); err != nil || len(a.controller.ForeignOf(&at)) == 0 {
+		return err
+	}
+	if err := a.followForeign(); err != nil {
+		return errors.Join(err, a.controller.RemovePod(context.Background(), at))
+	}
+	a.log.Warn("a pod has an address outside of the pod subnets: only this node reaches it", "port", at.Name, "addresses", at.Addrs())
+	return nil
+}
+
+func (a *agent) withdraw(ctx context.Context, at attach.Attachment) error {
+	err := a.controller.RemovePod(ctx, at)
+	if err == nil && len(a.controller.ForeignOf(&at)) > 0 {
+		err = a.followForeign()
+	}
+	return err
+}
+
+// foreign returns what pods have beside the pod subnets, as prefixes.
+func (a *agent) foreign() (single []netip.Prefix) {
+	for _, addr := range a.controller.Foreign() {
+		single = append(single, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	return single
+}
+
+// followForeign brings the host's routes and the masquerading to the pods' addresses beside the pod subnets.
+func (a *agent) followForeign() error {
+	if a.host == nil {
+		return nil
+	}
+	err := a.setRoutes(a.controller.State())
+	if err == nil && a.cfg.Masquerade {
+		err = a.setEgress()
+	}
 	return err
 }
 

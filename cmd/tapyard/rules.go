@@ -22,7 +22,7 @@ func (a *agent) egressConfig() attach.EgressConfig {
 	for _, p := range s.Peers {
 		nodes = append(nodes, p.Underlay...)
 	}
-	return attach.EgressConfig{PodSubnets: a.cfg.PodSubnets, ClusterCIDRs: s.ClusterCIDRs, Nodes: nodes, TunnelPort: a.cfg.Port}
+	return attach.EgressConfig{PodSubnets: slices.Concat(a.cfg.PodSubnets, a.foreign()), ClusterCIDRs: s.ClusterCIDRs, Nodes: nodes, TunnelPort: a.cfg.Port}
 }
 
 // rulesInterval is how long pods can be without what the agent has in nftables, when another program flushes

@@ -27,7 +27,7 @@ func TestCheckProbes(t *testing.T) {
 	})
 	ns := nstest.New(t)
 	a := n.add(t, ns, "c1")
-	raw, err := result(a, "1.1.0")
+	raw, err := result(a, Conf{CNIVersion: "1.1.0"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func TestQueuesAreRefused(t *testing.T) {
 	for says, c := range map[string]struct {
 		portType string
 		queues   int
-	}{`"queues" is 3: 1 to 2`: {TAP, 3}, `"queues" is -1: 1 to 2`: {TAP, -1}, `"queues" is 2: pods of this node have veth pairs`: {Veth, 2}} {
+	}{`"queues" is 3: 1 to 2`: {TAP, 3}, `"queues" is -1: 1 to 2`: {TAP, -1}, `"queues" is 2: the pod has a veth pair`: {Veth, 2}} {
 		n, ns := newNode(t, withSteering(2, 1)), nstest.New(t)
 		n.cfg.PortType = c.portType
 		req := reqFor(ns, "c1")

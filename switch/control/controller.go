@@ -262,6 +262,9 @@ func diff(from, to map[netip.Prefix]vswitch.Adjacency) []vswitch.RouteChange {
 
 // AddPod connects a pod: its port, then its MAC and addresses, then the routes to it.
 func (c *Controller) AddPod(a attach.Attachment, p port.Port) (err error) {
+	if err := c.checkPod(&a); err != nil {
+		return err
+	}
 	addrs := a.Addrs()
 	id, err := c.sw.Attach(p, c.portConfig(a))
 	if err != nil {
@@ -291,6 +294,9 @@ func (c *Controller) admit(p pod) error {
 	if err := c.routePod(&p); err != nil {
 		return err
 	}
+	if err := c.answerFor(&p.a); err != nil {
+		return err
+	}
 	c.pods[keyOf(p.a)] = p
 	return c.sw.Configure(p.id, c.guard(p.a), c.node.BUM) // the rules may have changed meanwhile
 }
@@ -301,7 +307,11 @@ func (c *Controller) routePod(p *pod) error {
 	if p.a.VNI != c.node.VNI {
 		return nil
 	}
-	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, MTU: uint16(c.node.MTU), DstMAC: p.a.MAC,
+	mtu := c.node.MTU
+	if limit := p.a.MTULimit; limit > 0 {
+		mtu = min(mtu, limit)
+	}
+	adj := vswitch.Adjacency{Kind: vswitch.AdjForward, MTU: uint16(mtu), DstMAC: p.a.MAC,
 		SrcMAC: c.node.RouterMAC, Dest: port.Dest{Port: p.id}}
 	if err := c.sw.UpdateRoutes(p.a.VNI, hostRoutes(p.a.Addrs(), &adj)); err != nil {
 		return fmt.Errorf("pod %s: %w", p.a.Name, err)
@@ -322,6 +332,7 @@ func (c *Controller) RemovePod(ctx context.Context, a attach.Attachment) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.pods, keyOf(a))
+	c.forgetGateways(&a)
 	return nil
 }
 
