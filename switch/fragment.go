@@ -24,6 +24,10 @@ func (w *worker) fragment(f *frame.Frame, p *wire.Parsed, v *verdict) {
 		w.drop(f, drop.PortGone)
 		return
 	}
+	if ps.received != nil && ps.received.admit(w.now, []*frame.Frame{f}) == 0 {
+		w.drop(f, drop.BandwidthIngress)
+		return
+	}
 	if f.NeedsCsum {
 		frame.CompleteChecksum(f)
 	}

@@ -44,6 +44,9 @@ type routing struct {
 
 // lookup is the third stage: it decides about every frame and changes none.
 func (w *worker) lookup() {
+	if w.in.sent != nil {
+		w.police()
+	}
 	var net *network
 	for i, f := range w.burst.Frames() {
 		if w.verdicts[i].reason != drop.None {

@@ -44,6 +44,7 @@ func (sw *Switch) Attach(p port.Port, cfg PortConfig) (port.ID, error) {
 
 func (sw *Switch) newPortState(id port.ID, p port.Port, cfg PortConfig) *portState {
 	ps := &portState{id: id, port: p, role: cfg.Role, vni: cfg.VNI, rx: p.Rx(), polling: make([]polling, len(p.Rx())),
+		sent: newMeter(cfg.Sent), received: newMeter(cfg.Received),
 		stats: make([]port.Stats, len(sw.workers)+1), limits: make([]limits, len(sw.workers)+1),
 		errors: newBucket(transitErrors), tooBig: newBucket(transitErrors)}
 	ps.guard.Store(newGuard(cfg.Guard))

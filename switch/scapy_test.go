@@ -250,6 +250,20 @@ var beyondFrames = map[drop.Reason]func(*testing.T) map[string]uint64{
 		}
 		return r.drops(r.podA)
 	},
+	drop.BandwidthEgress: func(t *testing.T) map[string]uint64 {
+		r := newEdgeRig(t)
+		r.sw.snapshot.Load().port(r.ids[r.podA]).sent = newMeter(Rate{Bits: 8, Burst: 8})
+		one := plain(udp(t, macA, macB, a4, b4, 64, "x"))
+		r.run(r.podA, one, one)
+		return r.drops(r.podA)
+	},
+	drop.BandwidthIngress: func(t *testing.T) map[string]uint64 {
+		r := newEdgeRig(t)
+		r.sw.snapshot.Load().port(r.ids[r.podB]).received = newMeter(Rate{Bits: 8, Burst: 8})
+		one := plain(udp(t, macA, macB, a4, b4, 64, "x"))
+		r.run(r.podA, one, one)
+		return r.drops(r.podB)
+	},
 	drop.NoFloodTarget: func(t *testing.T) map[string]uint64 {
 		r := newEdgeRig(t)
 		r.must(r.sw.Detach(context.Background(), r.ids[r.podB]))

@@ -73,6 +73,8 @@ type PortConfig struct {
 	// tunnel, may send in a second, to each worker that receives from it; 0 is no limit.
 	BUM int
 	SYN int // TCP connections that an access port may open in a second; 0 is no limit
+	// Sent and Received are what a station may send and be sent.
+	Sent, Received Rate
 }
 
 // portState is a port and what the switch keeps about it. It is written at attach, except for the
@@ -91,6 +93,8 @@ type portState struct {
 	single  bool                  // one station is behind the port
 	limits  []limits              // by worker
 	quota   puntQuota
+
+	sent, received *meter // nil has no limit
 
 	// Of the ICMP errors that frames of this port cause; the slow worker's. Without the second kind, path
 	// MTU discovery would wait for a timeout, so it is apart (Linux's icmp_ratemask leaves it out as well).

@@ -49,6 +49,11 @@ func (w *worker) send() {
 // does the missing work for the port otherwise. What belongs together goes as one super-frame to a device of
 // a kernel that takes all kinds of them; a tunnel would have to cut it.
 func (w *worker) sendTo(ps *portState, b *frame.Burst) {
+	if ps.received != nil {
+		if w.shape(ps, b); b.Len() == 0 {
+			return
+		}
+	}
 	tx, caps := ps.tx[w.id], ps.port.Caps()
 	for i, f := range b.Frames() {
 		if !caps.Takes(&f.Meta) {

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tapyard/bench"
+	"tapyard/switch/attach"
 	"tapyard/switch/observe"
 )
 
@@ -36,8 +37,8 @@ type view struct {
 
 var views = []view{
 	{name: "ports", short: "What is attached, with its counters: rx is into the switch, tx out of it",
-		table: tableOf("ID\tPORT\tKIND\tVNI\tADDRESSES\tMAC\tMTU\tWORKER\tRX FRAMES\tRX WIRE\tTX FRAMES\tTX WIRE\tDROPS\tKERNEL DROPS\tLAST ERROR", func(p observe.Port) []any {
-			return []any{p.ID, p.Name, p.Kind, p.VNI, or(join(p.Addresses)), or(p.MAC), or(p.MTU), or(join(p.Workers)), p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops, or(p.LastError)}
+		table: tableOf("ID\tPORT\tKIND\tVNI\tADDRESSES\tMAC\tMTU\tWORKER\tRX FRAMES\tRX WIRE\tTX FRAMES\tTX WIRE\tDROPS\tKERNEL DROPS\tTO/FROM POD\tLAST ERROR", func(p observe.Port) []any {
+			return []any{p.ID, p.Name, p.Kind, p.VNI, or(join(p.Addresses)), or(p.MAC), or(p.MTU), or(join(p.Workers)), p.Rx.Frames, p.Rx.WireFrames, p.Tx.Frames, p.Tx.WireFrames, p.Drops, p.KernelDrops, bandwidth(p.Bandwidth), or(p.LastError)}
 		})},
 	{name: "fdb", short: "Which MAC is behind which port",
 		table: tableOf("VNI\tMAC\tPORT\tPEER\tSTATIC\tLAST SEEN\tMOVES\tHELD FOR", func(e observe.FDBEntry) []any {
@@ -201,6 +202,26 @@ func blocksOf[T any](header string, row func(T) []any, lines func(T) []string) f
 		_, err := out.WriteTo(w)
 		return err
 	}
+}
+
+// bandwidth renders a pod's limits in both directions.
+func bandwidth(b *attach.Bandwidth) string {
+	if b == nil {
+		return "-"
+	}
+	return bitRate(b.IngressRate) + "/" + bitRate(b.EgressRate)
+}
+
+// bitRate renders bits per second, of which 0 is no limit.
+func bitRate(bits uint64) string {
+	if bits == 0 {
+		return "-"
+	}
+	f, units := float64(bits), []string{"b/s", "kb/s", "Mb/s", "Gb/s", "Tb/s"}
+	for ; f >= 1000 && len(units) > 1; units = units[1:] {
+		f /= 1000
+	}
+	return fmt.Sprintf("%.4g %s", f, units[0])
 }
 
 // offloadTable renders the ports in a table, with why one has fewer queues than it should, and below it why TAPs have

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"tapyard/switch/attach"
 	"tapyard/switch/observe"
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
@@ -52,12 +53,12 @@ vxlan          unknown_peer  3       3     -
 	}
 }
 
-// A port of several queues names the worker of each, in one cell.
+// A port of several queues names the worker of each, in one cell, and one with limits says which.
 func TestPortsTable(t *testing.T) {
-	got := table(t, "ports", []observe.Port{{ID: 1, Name: "tapyard0", Kind: "host", VNI: 1, Workers: []int{1}}, {ID: 2, Name: "default/web-0", Kind: "tap", VNI: 1, Workers: []int{1, 0}}})
-	want := `ID  PORT           KIND  VNI  ADDRESSES  MAC  MTU  WORKER  RX FRAMES  RX WIRE  TX FRAMES  TX WIRE  DROPS  KERNEL DROPS  LAST ERROR
-1   tapyard0       host  1    -          -    -    1       0          0        0          0        0      0             -
-2   default/web-0  tap   1    -          -    -    1,0     0          0        0          0        0      0             -
+	got := table(t, "ports", []observe.Port{{ID: 1, Name: "tapyard0", Kind: "host", VNI: 1, Workers: []int{1}}, {ID: 2, Name: "default/web-0", Kind: "tap", VNI: 1, Workers: []int{1, 0}, Bandwidth: &attach.Bandwidth{IngressRate: 1500e6}}})
+	want := `ID  PORT           KIND  VNI  ADDRESSES  MAC  MTU  WORKER  RX FRAMES  RX WIRE  TX FRAMES  TX WIRE  DROPS  KERNEL DROPS  TO/FROM POD  LAST ERROR
+1   tapyard0       host  1    -          -    -    1       0          0        0          0        0      0             -            -
+2   default/web-0  tap   1    -          -    -    1,0     0          0        0          0        0      0             1.5 Gb/s/-   -
 `
 	if got != want {
 		t.Errorf("\n%s\nwant\n%s", got, want)

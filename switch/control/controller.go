@@ -284,7 +284,11 @@ func (c *Controller) AddPod(a attach.Attachment, p port.Port) (err error) {
 func (c *Controller) portConfig(a attach.Attachment) vswitch.PortConfig {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: a.VNI, BUM: c.node.BUM, SYN: vswitch.DefaultSYN, Guard: c.guard(a)}
+	cfg := vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: a.VNI, BUM: c.node.BUM, SYN: vswitch.DefaultSYN, Guard: c.guard(a)}
+	if b := a.Bandwidth; b != nil {
+		cfg.Sent, cfg.Received = vswitch.Rate{Bits: b.EgressRate, Burst: b.EgressBurst}, vswitch.Rate{Bits: b.IngressRate, Burst: b.IngressBurst}
+	}
+	return cfg
 }
 
 // admit routes to the pod and notes it, at once: a SetMTU comes before and is obeyed, or after and knows it.

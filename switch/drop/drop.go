@@ -46,6 +46,7 @@ const (
 	RouterAdvert
 	BUMLimit
 	SYNLimit
+	BandwidthEgress
 
 	// Lookup: there is nowhere to send the frame.
 	ReservedMulticast
@@ -68,6 +69,7 @@ const (
 
 	// Sending: the egress refused the frame.
 	PortGone
+	BandwidthIngress
 	TxFull
 	TxError
 	NoBuffer
@@ -109,6 +111,7 @@ var table = [Count]struct{ name, explain string }{
 	RouterAdvert:      {"router_advert", "a pod sent a router advertisement or a redirect; only the switch is a router here (RFC 6105)"},
 	BUMLimit:          {"bum_limit", "more broadcast, unknown-destination or multicast frames than the port's share"},
 	SYNLimit:          {"syn_limit", "more TCP connection attempts than the port's share"},
+	BandwidthEgress:   {"bandwidth_egress", "the pod sends more than its bandwidth limit (egressRate, egressBurst; see 'tapyard show ports')"},
 	ReservedMulticast: {"reserved_multicast", "for 01-80-C2-00-00-0x, which a bridge doesn't forward (IEEE 802.1Q 8.6.3)"},
 	NotForRouter:      {"not_for_router", "on a port that only routes, the frame is not addressed to the router MAC"},
 	NotIP:             {"not_ip", "addressed to the router MAC, but neither IPv4 nor IPv6"},
@@ -125,6 +128,7 @@ var table = [Count]struct{ name, explain string }{
 	LocalUnhandled:    {"local_unhandled", "addressed to the switch itself, which answers echo requests only"},
 	PuntFull:          {"punt_full", "the port's share of the slow path's queue is used up"},
 	PortGone:          {"port_gone", "the way out was detached"},
+	BandwidthIngress:  {"bandwidth_ingress", "the pod is sent more than its bandwidth limit (ingressRate, ingressBurst; see 'tapyard show ports')"},
 	TxFull:            {"tx_full", "the receiver's queue is full (EAGAIN or ENOBUFS)"},
 	TxError:           {"tx_error", "the kernel refused the frame; 'tapyard show ports' has the last error"},
 	NoBuffer:          {"no_buffer", "no buffer left to build the frame in"},

@@ -62,6 +62,9 @@ func (f *Frame) Len() int { return len(f.buf) }
 // Wire returns how many wire frames the frame stands for.
 func (f *Frame) Wire() int { return f.WireFrames(len(f.buf)) }
 
+// WireBytes returns the bytes of all those wire frames.
+func (f *Frame) WireBytes() int { return len(f.buf) + (f.Wire()-1)*int(f.HdrLen) }
+
 // WithHeadroom returns the frame preceded by n bytes of its headroom, for a port that writes a header
 // before the frame in one system call. n is at most Headroom. Clones share the headroom, so what is
 // written there is valid until the next frame is prepared only.
@@ -107,6 +110,9 @@ func (b *Burst) Len() int { return b.n }
 
 // Full says that no frame more fits.
 func (b *Burst) Full() bool { return b.n == BurstSize }
+
+// Truncate shortens the burst to its first n frames, without releasing the others.
+func (b *Burst) Truncate(n int) { b.n = n }
 
 // Reset empties the burst without releasing its frames.
 func (b *Burst) Reset() { b.n = 0 }

@@ -44,6 +44,8 @@ type Port struct {
 	Drops       uint64       `json:"drops"`
 	KernelDrops uint64       `json:"kernel_drops"` // by the device's own ring, before rx
 	LastError   string       `json:"last_error"`   // of the kernel, behind the last tx_error
+
+	Bandwidth *attach.Bandwidth `json:"bandwidth,omitempty"` // a pod's limits, if it has any
 }
 
 // FDBEntry is an entry of /v1/fdb.
@@ -215,7 +217,7 @@ func (s *Source) identify(p *Port, v vswitch.PortView, node *control.Node, pods 
 		}
 	case vswitch.RoleAccess:
 		if a, isPod := pods[p.Name]; isPod {
-			p.MAC, p.MTU, p.Addresses = a.MAC.String(), a.MTU, a.Addrs()
+			p.MAC, p.MTU, p.Addresses, p.Bandwidth = a.MAC.String(), a.MTU, a.Addrs(), a.Bandwidth
 		} else if uplink, err := net.InterfaceByName(p.Name); err == nil { // one that is gone has neither
 			p.MAC, p.MTU = uplink.HardwareAddr.String(), uplink.MTU
 		}
