@@ -189,9 +189,6 @@ func (a *agent) start(ctx context.Context) error {
 	}
 	a.recall()
 	a.sw.Start()
-	if a.host == nil || !a.cfg.Masquerade {
-		return nil
-	}
 	// After the workers: the kernel takes its time over a transaction, and in a restart the table is there.
 	return a.setEgress()
 }
@@ -260,12 +257,9 @@ func (a *agent) link(network vswitch.Network) (links control.Links, err error) {
 	a.closers = append(a.closers, a.host.TAP.Close)
 	// tapyard0 is ours, so the node is: an agent with another stateDir has ended above.
 	if a.cfg.Masquerade {
-		err = attach.EnableForwarding(a.cfg.PodSubnets, a.log)
-	} else {
-		err = attach.RemoveEgress() // of a start with it
-	}
-	if err != nil {
-		return links, err
+		if err := attach.EnableForwarding(a.cfg.PodSubnets, a.log); err != nil {
+			return links, err
+		}
 	}
 	a.vteps = new(encap.VTEPTable)
 	links.HostMAC, links.VTEPs = a.host.MAC, a.vteps
@@ -320,7 +314,7 @@ func (a *agent) openPods() (err error) {
 		StateDir: a.cfg.StateDir, Subnets: a.cfg.PodSubnets, VNI: a.cfg.VNI,
 		MTU: func() int { return int(a.mtu.Load()) }, L2: a.cfg.Mode == modeL2, PortType: a.cfg.PortType, Networks: a.networks(),
 		Without: a.without.taps, Rings: a.rings, Queues: a.cfg.PodQueues, Steering: a.steering, Store: a.store, Log: a.log,
-		Publish: a.publish, Withdraw: a.withdraw, CutOff: a.cutOff,
+		Publish: a.publish, Withdraw: a.withdraw, MapPorts: a.setPorts, CutOff: a.cutOff,
 		Probe: func(ctx context.Context, at attach.Attachment, addrs []netip.Addr) error {
 			return a.controller.ProbePod(ctx, at, addrs)
 		},
@@ -361,7 +355,7 @@ func (a *agent) followForeign() error {
 		return nil
 	}
 	err := a.setRoutes(a.controller.State())
-	if err == nil && a.cfg.Masquerade {
+	if err == nil {
 		err = a.setEgress()
 	}
 	return err

@@ -9,11 +9,26 @@ import (
 	"tapyard/switch/port"
 )
 
-// setEgress masquerades as the state in force wants it.
+// setEgress masquerades as the state in force wants it, or not at all.
 func (a *agent) setEgress() error {
+	if a.host == nil {
+		return nil
+	}
 	a.egress.Lock()
 	defer a.egress.Unlock()
 	return attach.SetEgress(a.egressConfig())
+}
+
+// setPorts maps the ports that pods want.
+func (a *agent) setPorts() error {
+	if !a.cfg.Masquerade {
+		if err := attach.EnableForwarding(a.cfg.PodSubnets, a.log); err != nil {
+			return err
+		}
+	}
+	a.egress.Lock()
+	defer a.egress.Unlock()
+	return attach.SetPorts(a.egressConfig())
 }
 
 func (a *agent) egressConfig() attach.EgressConfig {
@@ -22,7 +37,8 @@ func (a *agent) egressConfig() attach.EgressConfig {
 	for _, p := range s.Peers {
 		nodes = append(nodes, p.Underlay...)
 	}
-	return attach.EgressConfig{PodSubnets: slices.Concat(a.cfg.PodSubnets, a.foreign()), ClusterCIDRs: s.ClusterCIDRs, Nodes: nodes, TunnelPort: a.cfg.Port}
+	return attach.EgressConfig{PodSubnets: slices.Concat(a.cfg.PodSubnets, a.foreign()), ClusterCIDRs: s.ClusterCIDRs, Nodes: nodes, TunnelPort: a.cfg.Port,
+		Ports: a.pods.Mapped(), PortsOnly: !a.cfg.Masquerade}
 }
 
 // rulesInterval is how long pods can be without what the agent has in nftables, when another program flushes
@@ -70,7 +86,7 @@ func (a *agent) restoreRules() {
 }
 
 func (a *agent) restoreEgress() (restored bool, err error) {
-	if a.host == nil || !a.cfg.Masquerade {
+	if a.host == nil {
 		return false, nil
 	}
 	a.egress.Lock()

@@ -75,10 +75,7 @@ func (a *agent) watchPeers(ctx context.Context) error {
 		if err := a.controller.Apply(s); err != nil {
 			return err // the state before stays in force, which it doesn't when the host alone fails
 		}
-		err := a.setRoutes(s)
-		if a.cfg.Masquerade {
-			err = errors.Join(err, a.setEgress())
-		}
+		err := errors.Join(a.setRoutes(s), a.setEgress())
 		if err != nil {
 			a.log.Error("the switch has the new peers, the host's routes or masquerading have not", "error", err)
 		}

@@ -62,6 +62,7 @@ func (t *addition) run() error {
 		{"ask the IPAM plugin", t.delegate},
 		{"configure the pod", t.configure},
 		{"write the record", t.record},
+		{"map ports", t.mapPorts},
 		{"publish", t.publish},
 	} {
 		if err := t.ctx.Err(); err != nil {

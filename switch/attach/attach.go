@@ -109,6 +109,9 @@ type Config struct {
 	Publish func(Attachment, port.Port) error
 	// Withdraw takes the attachment out of the switch and returns when no worker can touch its port any more.
 	Withdraw func(context.Context, Attachment) error
+	// MapPorts brings the host's rules to Mapped, which has changed: SetPorts. Only pods of a network with
+	// routes have any.
+	MapPorts func() error
 	// Probe sends a frame through the port to each of the addresses, which are the pod's, and returns nil when answers
 	// have come back through it. May be nil.
 	Probe func(context.Context, Attachment, []netip.Addr) error
@@ -142,6 +145,7 @@ type entry struct {
 	fail error  // why its addresses could not be claimed
 
 	pinned bool // dev's descriptor was opened in the pod and keeps its namespace alive
+	mapped bool // its port mappings are in force, or were when the agent ended
 }
 
 // device is the port of a pod with what it stands on.
@@ -222,7 +226,7 @@ func (m *Manager) load() error {
 		return err
 	}
 	for _, a := range records {
-		m.entries[a.Key()] = &entry{a: a, fail: m.claim(a)}
+		m.entries[a.Key()] = &entry{a: a, fail: m.claim(a), mapped: len(a.PortMappings) > 0}
 	}
 	return nil
 }

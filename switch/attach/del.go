@@ -33,6 +33,7 @@ func (m *Manager) del(ctx context.Context, req Request) error {
 		name string
 		do   func() error
 	}{
+		{"unmap ports", func() error { return m.unmapPorts(r.key) }},
 		{"withdraw", r.withdraw},
 		{"remove the device", r.removeDevice},
 		{"remove what a killed ADD left", func() error { return removeAt(req) }},

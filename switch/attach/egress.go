@@ -59,12 +59,20 @@ type EgressConfig struct {
 	ClusterCIDRs []netip.Prefix // all pods: never masqueraded towards them
 	Nodes        []netip.Addr   // underlay addresses of this node and of all peers: neither towards them
 	TunnelPort   uint16         // UDP port of the nodes' tunnels, 1 to 65535: what pods send to it is dropped
+	Ports        []Mapped       // the node's ports that lead to pods
+	PortsOnly    bool           // nothing is masqueraded but what ports need
 }
+
+// needed says whether there is anything to have a table for.
+func (cfg *EgressConfig) needed() bool { return !cfg.PortsOnly || len(cfg.Ports) > 0 }
 
 // SetEgress makes the nftables table `inet tapyard` what the configuration asks for, in one transaction and
 // whatever it was before. Connections that are established keep their translation; other tables are not
 // touched. The drops counted so far are lost. It acts in the network namespace of the calling thread.
 func SetEgress(cfg EgressConfig) error {
+	if !cfg.needed() {
+		return RemoveEgress()
+	}
 	conn, err := nftables.New(nftables.WithSockOptions(roomForPeers))
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
@@ -77,18 +85,33 @@ func SetEgress(cfg EgressConfig) error {
 	conn.AddTable(egressTable)
 	conn.DelTable(egressTable)
 	conn.AddTable(egressTable)
-	for _, c := range egressChains {
+	for _, c := range cfg.chains() {
 		conn.AddChain(c)
 	}
+	direct := map[byte]*nftables.Set{}
 	for _, f := range families {
-		if err := f.add(conn, cfg); err != nil {
+		if direct[f.nfproto], err = f.add(conn, cfg); err != nil {
 			return fmt.Errorf("set nftables table inet %s: %w", egressTable.Name, err)
 		}
+	}
+	if len(cfg.Ports) > 0 {
+		addPorts(conn, cfg.Ports, direct)
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("set nftables table inet %s: %w", egressTable.Name, explain(err))
 	}
-	return nil
+	return routeLocalnet(cfg.Ports)
+}
+
+// chains returns those that the configuration needs.
+func (cfg *EgressConfig) chains() (chains []*nftables.Chain) {
+	if !cfg.PortsOnly {
+		chains = egressChains
+	}
+	if len(cfg.Ports) > 0 {
+		chains = slices.Concat(chains, mappingChains)
+	}
+	return chains
 }
 
 // RestoreEgress is a SetEgress in case another program has removed the table, one of its chains or rules: 'nft
@@ -98,16 +121,18 @@ func RestoreEgress(cfg EgressConfig) (restored bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("nftables: %w", err)
 	}
-	want := 0
+	want := mappingRules(cfg.Ports)
 	for _, f := range families {
-		want += min(1, len(f.of(cfg.PodSubnets)))
+		for _, c := range egressChains {
+			want[c.Name] += min(1, len(f.of(cfg.PodSubnets)))
+		}
 	}
-	for _, c := range egressChains {
+	for _, c := range cfg.chains() {
 		rules, err := conn.GetRules(egressTable, c) // of a chain that isn't there: none
 		if err != nil {
 			return false, fmt.Errorf("list nftables table inet %s: %w", egressTable.Name, err)
 		}
-		if len(rules) != want {
+		if len(rules) != want[c.Name] {
 			return true, SetEgress(cfg)
 		}
 	}
@@ -199,27 +224,32 @@ func (f family) of(prefixes []netip.Prefix) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return p.Addr().Is4() != f.multicast.Addr().Is4() })
 }
 
+// directSet is the name of the set of those who are reached without masquerading, with the family's suffix.
+const directSet = "direct"
+
 // add appends the family's sets and rules to the transaction.
-func (f family) add(conn *nftables.Conn, cfg EgressConfig) error {
+func (f family) add(conn *nftables.Conn, cfg EgressConfig) (kept *nftables.Set, err error) {
 	subnets := f.of(cfg.PodSubnets)
 	if len(subnets) == 0 {
-		return nil
+		return nil, nil
 	}
 	direct := slices.Concat(subnets, f.of(cfg.ClusterCIDRs), []netip.Prefix{f.multicast})
 	for _, a := range cfg.Nodes {
 		direct = append(direct, netip.PrefixFrom(a, a.BitLen()))
 	}
-	pods, err := f.addSet(conn, "pods", "pod subnets of this node; "+egressComment, subnets)
-	if err != nil {
-		return err
+	var pods *nftables.Set
+	if !cfg.PortsOnly {
+		if pods, err = f.addSet(conn, "pods", "pod subnets of this node; "+egressComment, subnets); err != nil {
+			return nil, err
+		}
 	}
-	kept, err := f.addSet(conn, "direct", "pods, nodes and multicast: reached without masquerading", f.of(direct))
-	if err != nil {
-		return err
+	kept, err = f.addSet(conn, directSet, "pods, nodes and multicast: reached without masquerading", f.of(direct))
+	if err != nil || cfg.PortsOnly {
+		return kept, err
 	}
 	addRule(conn, forwardChain, f.dropTunnels(pods, cfg.TunnelPort))
 	addRule(conn, postroutingChain, f.masquerade(pods, kept))
-	return nil
+	return kept, nil
 }
 
 func addRule(conn *nftables.Conn, chain *nftables.Chain, exprs []expr.Any) {

@@ -66,7 +66,7 @@ func TestGCWithoutList(t *testing.T) {
 	n := newNode(t, nil)
 	kept := n.addOf(t, "pods", "kept")
 	t.Run("pod", func(t *testing.T) { n.addOf(t, "pods", "gone"); n.restart(t) })
-	if err := n.handleGC(t.Context(), []byte(`{"name":"pods"}`)); err != nil {
+	if err := n.handleGC(t.Context(), []byte(`{"name":"pods"}`), Conf{}); err != nil {
 		t.Error(err)
 	}
 	if want := []string{"kept/eth0"}; !slices.Equal(n.listed(), want) {

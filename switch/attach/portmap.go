@@ -61,7 +61,10 @@ func (c *Conf) readPortMappings(j *confJSON) error {
 			if err != nil || ip.Zone() != "" {
 				return wrong(key+"hostIP", m.HostIP, "want an address of this node, or none for all of them")
 			}
-			if ip = ip.Unmap(); !ip.IsUnspecified() {
+			if ip = ip.Unmap(); ip == netip.IPv6Loopback() {
+				return wrong(key+"hostIP", m.HostIP, "the kernel sends nothing from ::1 to pods; want 127.0.0.1, or another address of this node")
+			}
+			if !ip.IsUnspecified() {
 				p.HostIP = ip
 			}
 		}

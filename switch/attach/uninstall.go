@@ -63,7 +63,8 @@ func (u *uninstall) claim() (err error) {
 		return nil
 	}
 	// Without subnets the records' addresses can't be claimed, which matters to a pod that is to be served.
-	u.pods, err = Open(Config{StateDir: u.StateDir, L2: true, Log: slog.New(slog.DiscardHandler)})
+	u.pods, err = Open(Config{StateDir: u.StateDir, L2: true, Log: slog.New(slog.DiscardHandler),
+		MapPorts: func() error { return nil }}) // the table goes as a whole
 	return err
 }
 
