@@ -51,7 +51,7 @@ func (g *guard) check(b []byte, p *wire.Parsed) (reason drop.Reason, claimed net
 	case wire.KindARP:
 		return g.checkClaim(b, p, drop.SpoofedARP)
 	case wire.KindIPv4:
-		if !slices.Contains(g.v4, [4]byte(p.Src[:4])) {
+		if !slices.Contains(g.v4, [4]byte(p.Src[:4])) && !asksDHCP(p) {
 			return drop.SpoofedIP, srcAddr(p)
 		}
 	case wire.KindIPv6:
@@ -63,6 +63,12 @@ func (g *guard) check(b []byte, p *wire.Parsed) (reason drop.Reason, claimed net
 		}
 	}
 	return drop.None, claimed
+}
+
+// asksDHCP lets a station without an address ask for one (RFC 2131 section 4.1). Some clients renew a lease that way,
+// too. Such a packet is never routed.
+func asksDHCP(p *wire.Parsed) bool {
+	return [4]byte(p.Src[:4]) == [4]byte{} && p.Proto == wire.ProtoUDP && !p.Fragment && p.SrcPort == 68 && p.DstPort == 67
 }
 
 // unspecifiedAllowed lets a station without an address look for duplicates of the one that it wants, for

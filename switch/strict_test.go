@@ -82,10 +82,17 @@ func TestGuardDropsWhatThePodWasNotGiven(t *testing.T) {
 	twice := solicit(b6, macC)
 	twice.Options = append(twice.Options, linkLayer(layers.ICMPv6OptSourceAddress, macB)...)
 	none := netip.IPv6Unspecified()
+	dhcp := func(from, to layers.UDPPort) []byte {
+		return packet(t, ethernet(macC, wire.Broadcast, layers.EthernetTypeIPv4),
+			&layers.IPv4{TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: make([]byte, 4), DstIP: []byte{255, 255, 255, 255}},
+			&layers.UDP{SrcPort: from, DstPort: to}, gopacket.Payload("x"))
+	}
 	for name, c := range map[string]struct {
 		frame  []byte
 		reason drop.Reason
 	}{
+		"DHCP client":            {dhcp(68, 67), drop.None},
+		"no DHCP client":         {dhcp(67, 68), drop.SpoofedIP},
 		"own IPv4":               {udp(t, macC, macB, c4, b4, 64, "x"), drop.None},
 		"own IPv6":               {udp(t, macC, macB, c6, b6, 64, "x"), drop.None},
 		"own link-local":         {udp(t, macC, macB, linkLocal, b6, 64, "x"), drop.None},
