@@ -84,22 +84,26 @@ func (p *pod) remove(key string) error {
 	return nil
 }
 
-// configure gives the device addresses and routes and raises it. What is there already stays: at a
-// restart all of it, and in a pod with several interfaces the default route of the first one.
+// configure raises the device and gives it routes, of which those that are there stay: in a pod with several
+// interfaces the default route of the first one.
 func (p *pod) configure(link netlink.Link, a Attachment) error {
-	if err := p.addAddresses(link, a.Addresses); err != nil {
+	if _, err := p.raise(link, a); err != nil {
 		return err
 	}
-	lo, err := p.LinkByName("lo")
-	if err == nil {
-		err = p.LinkSetUp(lo)
+	return p.addRoutes(link, a)
+}
+
+// reconfigure is configure for a pod whose agent was away. Routes are given anew to one that has lost addresses only,
+// and its routes with them: plugins behind us in the chain may have moved them into tables of their own.
+func (p *pod) reconfigure(link netlink.Link, a Attachment) error {
+	lost, err := p.raise(link, a)
+	if err != nil || !lost {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("raise lo: %w", err)
-	}
-	if err := p.LinkSetUp(link); err != nil {
-		return fmt.Errorf("raise %s: %w", a.IfName, err)
-	}
+	return p.addRoutes(link, a)
+}
+
+func (p *pod) addRoutes(link netlink.Link, a Attachment) error {
 	for _, r := range a.AllRoutes() {
 		if err := p.RouteAdd(podRoute(link, a, r)); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add the route to %v via %v: %w", r.Dst, r.GW, err)
@@ -108,20 +112,41 @@ func (p *pod) configure(link netlink.Link, a Attachment) error {
 	return nil
 }
 
-func (p *pod) addAddresses(link netlink.Link, addrs []netip.Prefix) error {
+// raise gives the device its addresses, of which those that are there stay, and raises it. It says whether any was
+// not there.
+func (p *pod) raise(link netlink.Link, a Attachment) (added bool, err error) {
+	if added, err = p.addAddresses(link, a.Addresses); err != nil {
+		return added, err
+	}
+	lo, err := p.LinkByName("lo")
+	if err == nil {
+		err = p.LinkSetUp(lo)
+	}
+	if err != nil {
+		return added, fmt.Errorf("raise lo: %w", err)
+	}
+	if err := p.LinkSetUp(link); err != nil {
+		return added, fmt.Errorf("raise %s: %w", a.IfName, err)
+	}
+	return added, nil
+}
+
+func (p *pod) addAddresses(link netlink.Link, addrs []netip.Prefix) (added bool, err error) {
 	for _, addr := range addrs {
 		na := &netlink.Addr{IPNet: ipNet(addr)}
 		if addr.Addr().Is6() {
 			na.Flags = unix.IFA_F_NODAD // unique by allocation, and usable at once
 			if err := p.enableIPv6(link); err != nil {
-				return err
+				return added, err
 			}
 		}
-		if err := p.AddrAdd(link, na); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add address %v: %w", addr, err)
+		err := p.AddrAdd(link, na)
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return added, fmt.Errorf("add address %v: %w", addr, err)
 		}
+		added = added || err == nil
 	}
-	return nil
+	return added, nil
 }
 
 // enableIPv6 undoes what some runtimes write into a new namespace, and has the kernel make the link-local

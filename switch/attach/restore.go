@@ -73,7 +73,7 @@ func (m *Manager) restore(e entry) error {
 		return err
 	}
 	if e.a, err = m.follow(p, link, e.a); err == nil {
-		err = errors.Join(m.renewCopies(p, link, e.a), p.configure(link, e.a))
+		err = errors.Join(m.renewCopies(p, link, e.a), p.reconfigure(link, e.a))
 	}
 	if err == nil {
 		err = m.publish(e.a, dev)
