@@ -71,6 +71,11 @@ func (r *removal) withdraw() error {
 	if r.e.dev == nil {
 		return nil
 	}
+	if d := r.e.a.IPAM; d != nil && d.Type == dhcp { // its daemon tells the server, through the device
+		if err := r.m.releaseIPAM(r.ctx, r.e.a, r.req); err != nil {
+			return err
+		}
+	}
 	if err := r.m.cfg.Withdraw(r.ctx, r.e.a); err != nil {
 		return err
 	}

@@ -35,6 +35,9 @@ type Delegation struct {
 	DNS      types.DNS    `json:"dns,omitzero"`
 }
 
+// dhcp is the one plugin that works over the network itself: through the pod's device, while that is connected.
+const dhcp = "dhcp"
+
 // newDelegation refuses a name that would leave the folders of CNI_PATH.
 func newDelegation(plugin, path string, stdin []byte, args string) (*Delegation, error) {
 	if strings.ContainsRune(plugin, filepath.Separator) || plugin == "." || plugin == ".." {
@@ -106,7 +109,7 @@ func (t *addition) delegate() error {
 		return nil
 	}
 	n := t.m.networkOf(t.a.VNI)
-	if d.Type == "dhcp" {
+	if d.Type == dhcp {
 		if err := t.openForDHCP(n); err != nil {
 			return err
 		}
@@ -116,7 +119,7 @@ func (t *addition) delegate() error {
 		return err
 	})
 	r, err := d.add(t.ctx, t.req)
-	if err == nil && d.Type == "dhcp" {
+	if err == nil && d.Type == dhcp {
 		err = t.closeForDHCP()
 	}
 	if err != nil {
