@@ -27,7 +27,7 @@ type nodeRuntime struct {
 	cni *libcni.CNIConfig
 }
 
-func newRuntime(t *testing.T) *nodeRuntime {
+func newChains(t *testing.T) *nodeRuntime {
 	t.Helper()
 	n := install(t)
 	text, err := os.ReadFile(n.config)
@@ -159,7 +159,7 @@ var ownUnderlay = netip.MustParseAddr("192.168.1.11")
 
 // The reference plugins before, behind and below ours do their work, and all is gone after DEL.
 func TestChainsWithReferencePlugins(t *testing.T) {
-	n := newRuntime(t)
+	n := newChains(t)
 	stop := n.start()
 	clean, dataDir := n.traces(), filepath.Join(n.dir, "host-local")
 	ipam := fmt.Sprintf(`, "portType": "veth", "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.40"}], [{"subnet": "fd00:10:244:1::/64", "rangeStart": "fd00:10:244:1::40"}]]}`, dataDir)
@@ -210,7 +210,7 @@ func TestChainsWithReferencePlugins(t *testing.T) {
 
 // A port of the node leads to a pod through a running switch, until the pod goes; also after kill -9.
 func TestMappedPortsThroughTheSwitch(t *testing.T) {
-	n := newRuntime(t)
+	n := newChains(t)
 	stop := n.start()
 	clean := n.traces()
 	list := n.chain("pods", `, "capabilities": {"portMappings": true}`)
@@ -244,7 +244,7 @@ func TestMappedPortsThroughTheSwitch(t *testing.T) {
 
 // An address beside the pod subnets is reached on its node, by its own gateway; one that others have is refused.
 func TestAddressBesideThePodSubnets(t *testing.T) {
-	n := newRuntime(t)
+	n := newChains(t)
 	peers := "clusterCIDRs: [10.244.0.0/16, 'fd00:10:244::/48']\npeers: [{name: n2, underlay: [192.168.1.12], podSubnets: [10.244.2.0/24]}]\n"
 	if err := os.WriteFile(filepath.Join(n.dir, "peers.yaml"), []byte(peers), 0o600); err != nil {
 		t.Fatal(err)
@@ -287,7 +287,7 @@ func TestAddressBesideThePodSubnets(t *testing.T) {
 
 // A pod's bandwidth in each direction is what was asked for, by what a sender and a receiver of UDP count.
 func TestBandwidthIsKept(t *testing.T) {
-	n := newRuntime(t)
+	n := newChains(t)
 	stop := n.start()
 	defer func() { stop(syscall.SIGTERM) }()
 	const rate, burst = 40e6, 8e6 // in which the switch may be held up for 200 ms
@@ -370,7 +370,7 @@ func flood(t *testing.T, from, to *nstest.NS, at netip.Addr, rate float64) (sent
 // One pod with an interface in each of three networks, two of which have the same addresses: what it sends in one
 // arrives there and nowhere else.
 func TestPodInSeveralNetworks(t *testing.T) {
-	n := newRuntime(t)
+	n := newChains(t)
 	stop := n.start()
 	defer func() { stop(syscall.SIGTERM) }()
 	clean := n.traces()

@@ -65,7 +65,7 @@ func dhcpType(b []byte) byte {
 
 // The plugin dhcp asks a server on the pod's segment, through the switch, before the pod has an address.
 func TestLeaseFromTheSegment(t *testing.T) {
-	n := newRuntime(t)
+	n := newChains(t)
 	stop := n.start()
 	defer func() { stop(syscall.SIGTERM) }()
 	socket := filepath.Join(n.dir, "dhcp.sock")
