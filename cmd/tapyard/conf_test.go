@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -81,6 +82,12 @@ func (n *nodeRuntime) mustAdd(list *libcni.NetworkConfigList, ns *nstest.NS, id,
 		n.t.Fatal(err)
 	}
 	return p
+}
+
+// check is a CHECK, which compares with the result that libcni has kept.
+func (p *attached) check() (err error) {
+	p.n.node.Do(p.n.t, func() { err = p.n.cni.CheckNetworkList(p.n.t.Context(), p.list, p.conf) })
+	return err
 }
 
 func (p *attached) del() {
@@ -193,10 +200,26 @@ func TestChainsWithReferencePlugins(t *testing.T) {
 	if rules := n.onNode("", "nft", "list", "table", "inet", "tapyard"); strings.Contains(rules, "dnat") {
 		t.Errorf("mapped twice:\n%s", rules)
 	}
+	if err := p.check(); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
 	stop(syscall.SIGTERM)
 	stop = n.start()
 	defer stop(syscall.SIGTERM)
 	n.mustReach(other, n.pod, hostPort(p.addr(0), 80), netip.AddrPort{}, q.addr(0))
+	if err := p.check(); err != nil {
+		t.Errorf("CHECK after a restart: %v", err)
+	}
+	addresses, aside := filepath.Join(dataDir, "chain"), filepath.Join(n.dir, "aside")
+	if err := os.Rename(addresses, aside); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.check(); err == nil || !strings.Contains(err.Error(), "host-local") {
+		t.Errorf("CHECK of addresses that host-local has lost: %v", err)
+	}
+	if err := errors.Join(os.RemoveAll(addresses), os.Rename(aside, addresses)); err != nil {
+		t.Fatal(err)
+	}
 	p.del()
 	q.del()
 	if left, _ := filepath.Glob(filepath.Join(dataDir, "chain", "10.*")); len(left) > 0 {

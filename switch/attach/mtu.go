@@ -214,7 +214,11 @@ func (m *Manager) resize(p *pod, link netlink.Link, a Attachment, mtu int) (Atta
 			return a, err
 		}
 	}
-	if err := p.LinkSetMTU(link, mtu); err != nil {
+	device := mtu
+	if has := link.Attrs().MTU; has < a.MTU {
+		device = min(has, mtu) // the plugin tuning, behind us in the chain, has lowered it
+	}
+	if err := p.LinkSetMTU(link, device); err != nil {
 		return a, err
 	}
 	if a.MTU == mtu {
