@@ -29,9 +29,9 @@ test-deps: deps ## install what tests need besides: other VXLAN speakers, other 
 	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy vde_switch:vde2 nebula:nebula systemd-analyze:systemd ping:iputils-ping nsenter:util-linux; do \
 	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; \
 	  $(libdpdk) || need+=(libdpdk-dev pkg-config); $(install)
-	@dir=$(cni_plugins); [[ -d $$dir ]] || { echo "building $$dir"; tmp=$$(mktemp -d $$(mkdir -p $$(dirname $$dir); echo $$dir).XXXXXX); \
-	  GOBIN=$$tmp CGO_ENABLED=0 GOFLAGS= go install github.com/containernetworking/plugins/plugins/{ipam/{host-local,static,dhcp},meta/{portmap,bandwidth,tuning,sbr}}@$${dir##*-}; \
-	  chmod 755 $$tmp; mv -T $$tmp $$dir; }
+	@dir=$(cni_plugins); [[ -x $$dir/bridge ]] || { echo "building $$dir"; tmp=$$(mktemp -d $$(mkdir -p $$(dirname $$dir); echo $$dir).XXXXXX); \
+	  GOBIN=$$tmp CGO_ENABLED=0 GOFLAGS= go install github.com/containernetworking/plugins/plugins/{main/bridge,ipam/{host-local,static,dhcp},meta/{portmap,bandwidth,tuning,sbr}}@$${dir##*-}; \
+	  chmod 755 $$tmp; rm -rf $$dir; mv -T $$tmp $$dir; }
 
 build: ## bin/tapyard and bin/tapyard-cni
 	@mkdir -p bin

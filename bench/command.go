@@ -37,6 +37,7 @@ and above 1 means that the switch is better. Progress goes to standard error.`,
 		hostileCommand(),
 		fibCommand(),
 		workersCommand(),
+		cniCommand(),
 		integrityCommand(),
 		workerCommand(),
 	)
