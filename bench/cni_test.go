@@ -9,7 +9,7 @@ import (
 )
 
 // Both plugins attach and detach every pod, one at a time and all at once, and leave nothing behind.
-func TestAttachingBesideTheReferencePlugins(t *testing.T) {
+func TestAttaching(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes 10 s")
 	}
