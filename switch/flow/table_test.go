@@ -299,7 +299,9 @@ func portsOf(l gopacket.TransportLayer) [2]uint16 {
 func TestRoomForManySettledFlows(t *testing.T) {
 	const flows = DefaultCapacity * 6 / 10
 	table, _ := filled(t, flows, 0)
-	if s := table.Stats(); s.Live+int(s.Refused) != flows || s.Refused > flows/10_000 || s.Evicted != 0 {
+	s := table.Stats()
+	turnedAway := flows - s.Live // each once or, with its answer, twice
+	if turnedAway > flows/10_000 || int(s.Refused) < turnedAway || int(s.Refused) > 2*turnedAway || s.Evicted != 0 {
 		t.Errorf("%+v, want %d live, less one of 10,000", s, flows)
 	}
 }
