@@ -7,10 +7,11 @@
 //	                   └────── punt (bounded, per-port quotas; drops and counts when full) ─► slow worker: learn, ARP/ND, ICMP
 //
 // One stage is one file, in this order: rx.go, parse.go, lookup.go, act.go, tx.go; worker.go has the loop.
-// Beside lookup, guard.go holds a pod to what it was given, learn.go watches sources, and limit.go has the
-// shares of a port, and track.go notes connections; fragment.go belongs to act. slow.go, icmp.go and probe.go are the slow
-// path; snapshot.go, adjacency.go, switch.go, ports.go and tables.go are set-up; balance.go moves queues between
-// workers; view.go is for operators; ledger.go proves that no frame is lost without a reason.
+// Beside lookup, guard.go holds a pod to what it was given, learn.go watches sources, limit.go has the shares of a port,
+// bandwidth.go a pod's own limits, and track.go notes connections; fragment.go belongs to act. slow.go, icmp.go and
+// probe.go are the slow path; snapshot.go, adjacency.go, switch.go, ports.go and tables.go are set-up; balance.go moves
+// queues between workers; remember.go passes what was learned to the next process; view.go is for operators; prove.go shows
+// that workers go round, and ledger.go that no frame is lost without a reason.
 //
 // # Networks
 //

@@ -6,6 +6,11 @@
 // The order of every change is such that a kill at any point leaves something that the runtime's DEL or the
 // next start completes: an attachment is recorded before it is published and answered, and its record goes
 // after its device.
+//
+// The verbs are add.go, del.go, check.go, status.go and gc.go, called by handler.go; conf.go reads the network configuration,
+// and delegate.go runs the plugins that give out addresses. record.go, store.go and pages.go keep the records, alias.go
+// their copies, and audit.go, reconcile.go, rebuild.go and scan.go compare them with what there is. host.go, egress.go,
+// ports.go and forwarding.go are the host's side; restore.go and handover.go the start, sweep.go and mtu.go what goes on.
 package attach
 
 import (
