@@ -30,6 +30,8 @@ type contender struct {
 // the machine disturb caches at most.
 func timed(loop func(from, to int) uint64) func(from, to int) (uint64, time.Duration, error) {
 	return func(from, to int) (uint64, time.Duration, error) {
+		runtime.LockOSThread() // whose time it is
+		defer runtime.UnlockOSThread()
 		began, err := threadTime()
 		sum := loop(from, to)
 		ended, e := threadTime()
