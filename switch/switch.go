@@ -126,9 +126,6 @@ func (sw *Switch) Start() {
 // time on each other.
 const MaxWorkers = 64
 
-// Workers returns the number of workers, without the slow one.
-func (sw *Switch) Workers() int { return len(sw.workers) }
-
 // AddNetwork makes the VNI known; it must be there before the ports and routes in it.
 func (sw *Switch) AddNetwork(n Network) error {
 	sw.mu.Lock()

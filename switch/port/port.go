@@ -3,7 +3,6 @@
 package port
 
 import (
-	"slices"
 	"strings"
 
 	"tapyard/switch/frame"
@@ -40,15 +39,6 @@ const CapsAll = CapCsum | CapTSO4 | CapTSO6 | CapTSOECN | CapUSO
 
 // CapNames are the names of single offloads, in the order of their bits, as operators write them.
 var CapNames = [...]string{"csum", "tso4", "tso6", "ecn", "uso"}
-
-// ParseCap returns the offload of that name.
-func ParseCap(name string) (Caps, bool) {
-	i := slices.Index(CapNames[:], name)
-	if i < 0 {
-		return 0, false
-	}
-	return 1 << i, true
-}
 
 // String returns the names, or "none".
 func (c Caps) String() string {
