@@ -46,13 +46,14 @@ func (a *agent) chooseOffloads() {
 		}
 	}
 	a.without.singly, a.without.slices = a.cfg.off(offTrains), a.cfg.Wire == wirePlain
-	for _, r := range a.proofs() {
+	results := a.proofs()
+	a.without.taps |= selftest.Failed(results)
+	for _, r := range results {
 		if r.OK() {
 			continue
 		}
 		a.log.Error("the self-test of an offload failed, so the agent does without it ('tapyard doctor offloads' repeats the test)",
 			"offload", r.Name, "test", r.Proof, "error", r.Err)
-		a.without.taps |= r.Caps
 		a.without.singly = a.without.singly || r.Name == selftest.Tunnel
 		a.without.slices = a.without.slices || r.Name == selftest.Wire
 	}
