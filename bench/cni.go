@@ -99,10 +99,7 @@ func (s *session) attaching(ctx context.Context, family string, subnets []string
 		base := "cni." + family + "." + way.name
 		r, err := s.interleave(ctx, base, cniMetrics, func(ctx context.Context, sub subject) (values, error) {
 			took, err := sub.(*attacher).each(ctx, pods[:], way.at, func(ctx context.Context, a *attacher, rt *libcni.RuntimeConf) error {
-				if _, err := a.cni.AddNetworkList(ctx, a.conf, rt); err != nil {
-					return fmt.Errorf("ADD of %s: %w", rt.ContainerID, err)
-				}
-				return a.del(ctx, rt)
+				return a.attached(ctx, rt, func() error { return nil })
 			})
 			return values{milliseconds(median(took))}, err
 		})
@@ -126,13 +123,11 @@ func (s *session) checking(ctx context.Context, family string, pods []string) (R
 	var took []time.Duration
 	for range s.cfg.Repeat {
 		_, err := ours.each(ctx, pods, 1, func(ctx context.Context, a *attacher, rt *libcni.RuntimeConf) error {
-			if _, err := a.cni.AddNetworkList(ctx, a.conf, rt); err != nil {
-				return fmt.Errorf("ADD of %s: %w", rt.ContainerID, err)
-			}
-			begun := time.Now()
-			err := a.cni.CheckNetworkList(ctx, a.conf, rt)
-			took = append(took, time.Since(begun))
-			return errors.Join(err, a.del(ctx, rt))
+			return a.attached(ctx, rt, func() error {
+				begun := time.Now()
+				defer func() { took = append(took, time.Since(begun)) }()
+				return a.cni.CheckNetworkList(ctx, a.conf, rt)
+			})
 		})
 		if err != nil {
 			return Row{}, err
@@ -166,11 +161,16 @@ func (a *attacher) each(ctx context.Context, pods []string, at int, do func(cont
 	return took, errors.Join(errs...)
 }
 
-func (a *attacher) del(ctx context.Context, rt *libcni.RuntimeConf) error {
-	if err := a.cni.DelNetworkList(ctx, a.conf, rt); err != nil {
-		return fmt.Errorf("DEL of %s: %w", rt.ContainerID, err)
+// attached calls do between an ADD and a DEL.
+func (a *attacher) attached(ctx context.Context, rt *libcni.RuntimeConf, do func() error) error {
+	if _, err := a.cni.AddNetworkList(ctx, a.conf, rt); err != nil {
+		return fmt.Errorf("ADD of %s: %w", rt.ContainerID, err)
 	}
-	return nil
+	err := do()
+	if e := a.cni.DelNetworkList(ctx, a.conf, rt); e != nil {
+		err = errors.Join(err, fmt.Errorf("DEL of %s: %w", rt.ContainerID, e))
+	}
+	return err
 }
 
 // startAttaching is the starter of a node whose plugin is ours.
@@ -254,7 +254,9 @@ func (s *session) pluginSize() Row {
 		return Row{Name: "cni.size", Unit: "MiB"}
 	}
 	size := float64(info.Size()) / (1 << 20)
-	return Row{Name: "cni.size", Unit: "MiB", Value: size, Low: size, High: size, Holds: new(info.Size() <= cniSize)}
+	row := single("cni.size", size, "MiB")
+	row.Holds = new(info.Size() <= cniSize)
+	return row
 }
 
 // median of no durations is 0; it sorts them.

@@ -28,7 +28,7 @@ type outcome struct {
 	void    error // of the last run that didn't count
 }
 
-// hopeless says that no more runs are tried.
+// hopeless says that no more runs are tried. The first subject never is: of its runs, those that don't count are not kept.
 func (o *outcome) hopeless() bool { return o.counted == 0 && len(o.runs) >= voidMost }
 
 // interleave runs every subject in turn, A B A B, and makes rows of what they did. A run that doesn't count is left
@@ -68,7 +68,7 @@ func (s *session) interleave(ctx context.Context, base string, metrics []metric,
 func (s *session) round(ctx context.Context, title string, first metric, all []outcome, run func(context.Context, subject) (values, error)) error {
 	for i, sub := range s.subjects {
 		o := &all[i]
-		if i > 0 && o.hopeless() {
+		if o.hopeless() {
 			o.runs = append(o.runs, nil)
 			continue
 		}
