@@ -41,7 +41,7 @@ build: ## bin/tapyard and bin/tapyard-cni
 deb: build ## bin/tapyard_*.deb: program, plugin, service, manual, shell completion
 	cmd/tapyard/deb.sh
 
-check: test-deps build ## build, vet, architecture and short tests: a minute
+check: test-deps build ## build, vet, architecture and short tests: 3 minutes on two cores
 	go vet ./...
 	NETNS_REQUIRED=1 go test -short ./...
 
