@@ -46,14 +46,14 @@ check: test-deps build ## build, vet, architecture and short tests: 3 minutes on
 	NETNS_REQUIRED=1 go test -short ./...
 
 # One package at a time, for many count what a machine does that has nothing else to do.
-test: test-deps build ## everything, as root: all tests, the race detector, a short fuzz of every parser
+test: test-deps build ## everything but test-long, as root: all tests, then the short ones with the race detector
 	go vet ./...
 	NETNS_REQUIRED=1 go test -count=1 -p 1 -timeout 8m ./...
 	NETNS_REQUIRED=1 go test -count=1 -short -race -timeout 8m ./...
-	@$(MAKE) --no-print-directory fuzz
 
-# Those that look at TAPYARD_LONG, and nothing else.
-test-long: test-deps build ## what takes longer, after `make test`: an agent killed 100 times under 50 pods that talk; 20 restarts, kills and upgrades by systemd
+# The tests are those that look at TAPYARD_LONG, and nothing else.
+test-long: test-deps build ## what takes longer, after `make test`: a fuzz of every parser; an agent killed 100 times under 50 pods that talk; 20 restarts, kills and upgrades by systemd
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=10s
 	TAPYARD_LONG=1 NETNS_REQUIRED=1 go test -count=1 -p 1 -timeout 30m -run 'TestKillsKeepPods|TestServiceRestartsUnnoticed' ./cmd/tapyard
 
 # At the end of its time the go command sometimes takes its own deadline for a failure ("context deadline
