@@ -44,20 +44,21 @@ func must(t testing.TB, err error) {
 // newTapPod attaches pod n, which knows the other of pods 1 and 2 by permanent entries.
 func newTapPod(t *testing.T, sw *vswitch.Switch, n int) *tapPod {
 	t.Helper()
-	p := newTapPodOf(t, n, port.TAPConfig{}, port.CreateTAP)
+	p := newTapPodOf(t, n, port.TAPConfig{})
 	p.attach(t, sw)
 	return p
 }
 
-// newTapPodOf makes a pod with a device that create makes and cfg opens.
-func newTapPodOf(t *testing.T, n int, cfg port.TAPConfig, create func(device string) error) *tapPod {
+func newTapPodOf(t *testing.T, n int, cfg port.TAPConfig) *tapPod {
 	t.Helper()
 	p := &tapPod{ns: nstest.New(t)}
 	p.mac, p.v4, p.v6 = tapAddresses(n)
 	cfg.Device, cfg.PortName, cfg.NetnsPath = podDevice, fmt.Sprintf("pod%d", n), p.ns.Path()
 	p.ns.Do(t, func() {
-		must(t, create(podDevice))
-		p.open(t, cfg)
+		var err error
+		p.tap, err = port.MakeTAP(cfg)
+		must(t, err)
+		must(t, p.tap.Persist())
 		configureTAP(t, n)
 	})
 	t.Cleanup(func() { p.tap.Remove() })

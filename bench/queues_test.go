@@ -41,7 +41,7 @@ func newQueuedPod(t *testing.T, cfg port.TAPConfig) *queuedPod {
 	sw, err := vswitch.New(vswitch.Config{Workers: 2, Rings: cfg.Rings, Log: slog.New(slog.DiscardHandler)})
 	must(t, err)
 	must(t, sw.AddNetwork(vswitch.Network{VNI: coalesceVNI}))
-	p := &queuedPod{tapPod: newTapPodOf(t, 1, cfg, port.CreateMultiQueueTAP), sw: sw, sink: porttest.New("sink", 0)}
+	p := &queuedPod{tapPod: newTapPodOf(t, 1, cfg), sw: sw, sink: porttest.New("sink", 0)}
 	mac, v4, v6 := tapAddresses(2)
 	id, err := sw.Attach(p.sink, vswitch.PortConfig{Role: vswitch.RoleAccess, VNI: coalesceVNI})
 	must(t, err)

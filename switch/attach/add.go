@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"tapyard/cniplugin/podapi"
 	"tapyard/switch/port"
@@ -40,9 +39,9 @@ type addition struct {
 	ctx  context.Context
 	req  Request
 	a    Attachment
-	tmp  string // the device's name until it is renamed
-	dev  device
 	pod  *pod
+	link netlink.Link // the pod's device
+	dev  device
 	undo []func() error
 }
 
@@ -52,16 +51,15 @@ func (t *addition) run() error {
 		do   func() error
 	}{
 		{"reserve the name", t.reserve},
-		{"look into the pod", t.inspect},
+		{"enter the pod", t.enter},
 		{"allocate addresses", t.allocate},
 		{"create the device", t.create},
-		{"attach to the device", t.open},
 		{"set up the device", t.dress},
-		{"move the device", t.move},
-		{"rename the device", t.rename},
+		{"open the host's end", t.openHostEnd},
 		{"ask the IPAM plugin", t.delegate},
 		{"configure the pod", t.configure},
 		{"write the record", t.record},
+		{"keep the device", t.persist},
 		{"map ports", t.mapPorts},
 		{"publish", t.publish},
 	} {
@@ -140,18 +138,9 @@ func (m *Manager) checkTaken(a Attachment) error {
 	return nil
 }
 
-func (t *addition) inspect() (err error) {
-	if t.pod, err = openPod(t.req.NetnsFD); err != nil {
-		return err
-	}
-	_, err = t.pod.LinkByName(t.a.IfName)
-	if err == nil {
-		return podapi.Errorf(podapi.CodeEnvironment, "CNI_IFNAME: an interface %s exists in %s already", t.a.IfName, t.a.NetnsPath)
-	}
-	if !isNoLink(err) {
-		return fmt.Errorf("look for %s: %w", t.a.IfName, err)
-	}
-	return nil
+func (t *addition) enter() (err error) {
+	t.pod, err = openPod(t.req.NetnsFD)
+	return err
 }
 
 func (t *addition) allocate() error {
@@ -163,53 +152,62 @@ func (t *addition) allocate() error {
 	return t.m.allocate(&t.a, t.req.Conf.IPs)
 }
 
-// create makes the device in the agent's namespace: a descriptor opened in the pod's would keep that
-// namespace alive when the pod is gone.
-func (t *addition) create() error {
-	t.tmp = fmt.Sprintf("%s%06x", t.m.prefix, t.m.serial.Add(1)&0xffffff)
-	t.onUndo(t.discard)
+// create makes the device where it belongs: to move one into a pod costs the kernel 20 ms, in which no other device of
+// the machine can be changed (__dev_change_net_namespace waits for RCU under the lock of rtnetlink).
+func (t *addition) create() (err error) {
 	if t.a.PortType == Veth {
-		return createPair(t.tmp, t.a, t.m.agent.alias(t.a))
+		t.onUndo(func() error { return removePair(t.a.Key()) })
+		err = createPair(t.m.temporary(), t.a, t.req.NetnsFD, t.m.agent.alias(t.a))
+	} else {
+		err = inNetns(t.req.NetnsFD, func() error { return t.makeTAP() })
 	}
-	if t.a.Queues > 1 {
-		return port.CreateMultiQueueTAP(t.tmp)
+	if errors.Is(err, port.ErrDeviceExists) {
+		return podapi.Errorf(podapi.CodeEnvironment, "CNI_IFNAME: an interface %s exists in %s already", t.a.IfName, t.a.NetnsPath)
 	}
-	return port.CreateTAP(t.tmp)
-}
-
-// discard takes the device back, wherever it is by now.
-func (t *addition) discard() error {
-	if t.dev != nil {
-		return t.dev.Remove()
-	}
-	link, err := netlink.LinkByName(t.tmp)
-	if isNoLink(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if t.a.PortType == Veth {
-		return errors.Join(netlink.LinkDel(link), pruneGuards())
-	}
-	return netlink.LinkDel(link)
-}
-
-func (t *addition) open() (err error) {
-	t.dev, err = t.m.openDevice(t.tmp, t.a)
 	return err
 }
 
-// openDevice opens the attachment's port in the calling thread's network namespace, where a TAP is called name.
+// makeTAP is called in the pod's namespace, which the descriptor keeps alive from here on: Sweep notices when nobody else does.
+func (t *addition) makeTAP() error {
+	tap, err := port.MakeTAP(t.m.tapConfig(t.a.IfName, t.a))
+	if err != nil {
+		return err
+	}
+	t.onUndo(func() error { return t.m.removeDevice(tap) })
+	t.m.warnUnsteered(tap)
+	t.dev = tap
+	return nil
+}
+
+func (t *addition) openHostEnd() error {
+	if t.a.PortType != Veth {
+		return nil
+	}
+	p, err := port.OpenPacket(t.m.packetConfig(t.a))
+	if err != nil {
+		return err
+	}
+	t.onUndo(func() error { return t.m.removeDevice(p) })
+	t.dev = p
+	return nil
+}
+
+// openDevice opens a recorded attachment's port in the calling thread's network namespace, where a TAP is called name.
 func (m *Manager) openDevice(name string, a Attachment) (device, error) {
 	if a.PortType == Veth {
 		return opened(port.OpenPacket(m.packetConfig(a)))
 	}
 	tap, err := port.OpenTAP(m.tapConfig(name, a))
-	if err == nil && tap.Unsteered() != nil {
-		m.cfg.Log.Warn("a pod has fewer queues than it should", "port", a.Name, "why", tap.Unsteered())
+	if err == nil {
+		m.warnUnsteered(tap)
 	}
 	return opened(tap, err)
+}
+
+func (m *Manager) warnUnsteered(tap *port.TAP) {
+	if why := tap.Unsteered(); why != nil {
+		m.cfg.Log.Warn("a pod has fewer queues than it should", "port", tap.Name(), "why", why)
+	}
 }
 
 func (m *Manager) packetConfig(a Attachment) port.PacketConfig {
@@ -228,65 +226,46 @@ func opened[D device](d D, err error) (device, error) {
 	return d, nil
 }
 
-// dress sets what stays with the device when it moves. The alias comes first, because it is how a kill's
-// leftover is known as ours.
-func (t *addition) dress() error {
-	link, err := netlink.LinkByName(t.tmp)
-	if err != nil {
+// dress sets what the device has from the start. The alias comes first, because DEL finds the device by it.
+func (t *addition) dress() (err error) {
+	if t.link, err = t.pod.LinkByName(t.a.IfName); err != nil {
 		return err
 	}
-	if err := netlink.LinkSetAlias(link, t.m.agent.alias(t.a)); err != nil {
+	if err := t.pod.LinkSetAlias(t.link, t.m.agent.alias(t.a)); err != nil {
 		return fmt.Errorf("set the alias: %w", err)
 	}
-	if err := netlink.LinkSetHardwareAddr(link, net.HardwareAddr(t.a.MAC[:])); err != nil {
+	if t.a.PortType == Veth {
+		return nil // was made with the rest
+	}
+	if err := t.pod.LinkSetHardwareAddr(t.link, net.HardwareAddr(t.a.MAC[:])); err != nil {
 		return fmt.Errorf("set MAC %s: %w", t.a.MAC, err)
 	}
-	if err := netlink.LinkSetMTU(link, t.a.MTU); err != nil {
+	if err := t.pod.LinkSetMTU(t.link, t.a.MTU); err != nil {
 		return fmt.Errorf("set MTU %d: %w", t.a.MTU, err)
 	}
-	if err := netlink.LinkSetTxQLen(link, txQueueLen); err != nil {
+	if err := t.pod.LinkSetTxQLen(t.link, txQueueLen); err != nil {
 		return fmt.Errorf("set txqueuelen %d: %w", txQueueLen, err)
 	}
 	return nil
 }
 
-func (t *addition) move() error {
-	link, err := netlink.LinkByName(t.tmp)
-	if err != nil {
-		return err
-	}
-	if err := netlink.LinkSetNsFd(link, t.req.NetnsFD); err != nil {
-		return fmt.Errorf("into %s: %w", t.a.NetnsPath, err)
-	}
-	return nil
-}
-
-func (t *addition) rename() error {
-	link, err := t.pod.LinkByName(t.tmp) // its index may have changed with the move
-	if err != nil {
-		return err
-	}
-	if err := t.pod.LinkSetName(link, t.a.IfName); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			err = podapi.Errorf(podapi.CodeEnvironment, "CNI_IFNAME: an interface of that name appeared meanwhile")
-		}
-		return fmt.Errorf("rename to %s: %w", t.a.IfName, err)
-	}
-	return nil
-}
-
 func (t *addition) configure() error {
-	link, err := t.pod.LinkByName(t.a.IfName)
-	if err != nil {
-		return err
-	}
-	return t.pod.configure(link, t.a)
+	return t.pod.configure(t.link, t.a)
 }
 
 func (t *addition) record() error {
 	key := t.a.Key()
 	t.onUndo(func() error { return t.m.store.delete(key) })
 	return t.m.store.put(t.a)
+}
+
+// persist comes after the record, so that there is no device of which nobody knows: of an agent that is killed before,
+// the record goes at the next start.
+func (t *addition) persist() error {
+	if tap, is := t.dev.(*port.TAP); is {
+		return tap.Persist()
+	}
+	return nil
 }
 
 func (t *addition) publish() error {

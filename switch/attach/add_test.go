@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -53,6 +54,9 @@ func testAddConfiguresThePod(t *testing.T, portType string) {
 	isVeth := eth0.LinkInfo.Kind == "veth"
 	if !slices.Contains(eth0.Flags, "UP") || !slices.Contains(eth0.Flags, "LOWER_UP") || !isTAP && portType == TAP || !isVeth && portType == Veth {
 		t.Errorf("eth0 is %+v, want a persistent TAP or a veth end with carrier", eth0)
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(eth0.Addrs) < 3 && time.Now().Before(deadline); { // the kernel adds its own by and by
+		eth0 = linksOf(t, ns)["eth0"]
 	}
 	if want := []string{"10.244.1.3/24", "fd00:10:244:1::3/64", eui64(a.MAC) + "/64"}; !slices.Equal(addressesOf(eth0), want) {
 		t.Errorf("addresses %v, want %v", addressesOf(eth0), want)
@@ -357,26 +361,43 @@ func TestConcurrentAddsOfOne(t *testing.T) {
 	n.assertNothing(t, ns)
 }
 
-// The pods' namespaces must end with them: the agent's descriptors may not keep them alive.
-func TestAddDoesNotPinTheNamespace(t *testing.T) { bothTypes(t, testAddDoesNotPinTheNamespace) }
-
-func testAddDoesNotPinTheNamespace(t *testing.T, portType string) {
-	n := newNode(t, ofType(portType))
-	var a Attachment
-	t.Run("pod", func(t *testing.T) { a = n.add(t, nstest.New(t), "c1") })
-	n.awaitGone(t, n.port(t, a))
-	n.del(t, Request{ContainerID: "c1", IfName: "eth0", NetnsFD: -1})
-	n.assertNothing(t)
+// A pod's namespace ends when its other users have gone, though its TAP's descriptors are in it, and with it whatever else is
+// there: also after a restart, whose descriptors are opened anew.
+func TestNamespaceEndsWithItsUsers(t *testing.T) {
+	for _, kind := range []string{TAP, TAP + withQueues, Veth} {
+		for _, restarted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restarted %t", kind, restarted), func(t *testing.T) { testNamespaceEnds(t, kind, restarted) })
+		}
+	}
 }
 
-// awaitGone waits until the kernel has destroyed the device: it ends namespaces in the background.
-func (n *node) awaitGone(t *testing.T, p port.Port) {
-	t.Helper()
-	for range 2000 {
-		if p.(device).Gone() {
-			return
+func testNamespaceEnds(t *testing.T, kind string, restarted bool) {
+	portType, queued := strings.CutSuffix(kind, withQueues)
+	n := newNode(t, func(c *Config) {
+		if c.PortType = portType; queued {
+			c.Queues, c.Steering = 2, port.NewSteering(2)
+			t.Cleanup(func() { c.Steering.Close() })
 		}
-		time.Sleep(5 * time.Millisecond)
+	})
+	const canary = "canary0" // its other end is in the pod
+	t.Run("pod", func(t *testing.T) {
+		ns := nstest.New(t)
+		n.add(t, ns, "c1")
+		if out, err := exec.Command("ip", "link", "add", canary, "type", "veth", "peer", "name", "canary1", "netns", ns.Name()).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if restarted {
+			n.restart(t)
+		}
+		if n.sweep(t.Context()); len(n.List()) != 1 {
+			t.Fatal("the pod was swept while its namespace was there")
+		}
+	})
+	// The kernel ends namespaces in the background.
+	for deadline := time.Now().Add(10 * time.Second); slices.Contains(ownDevices(t), canary) || len(n.List()) > 0; time.Sleep(5 * time.Millisecond) {
+		if n.sweep(t.Context()); time.Now().After(deadline) {
+			t.Fatalf("devices %q, pods %q: something keeps the namespace alive", ownDevices(t), n.listed())
+		}
 	}
-	t.Error("the device outlives its namespace: something keeps that alive")
+	n.assertNothing(t)
 }

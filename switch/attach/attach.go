@@ -137,7 +137,8 @@ type Manager struct {
 	networks []*network // the node's own first
 	store    *store
 	locks    keyLocks
-	stopped  bool // it only looks: no agent runs
+	removals sync.WaitGroup // of devices that are out of their pods, and which the kernel is still at
+	stopped  bool           // it only looks: no agent runs
 
 	mu      sync.Mutex
 	entries map[string]*entry // by Key
@@ -149,14 +150,14 @@ type entry struct {
 	dev  device // nil unless the attachment is published
 	fail error  // why its addresses could not be claimed
 
-	pinned bool // dev's descriptor was opened in the pod and keeps its namespace alive
-	mapped bool // its port mappings are in force, or were when the agent ended
+	located bool // its namespace was found at the recorded path, which says nothing in a container without the host's /run or /proc
+	mapped  bool // its port mappings are in force, or were when the agent ended
 }
 
 // device is the port of a pod with what it stands on.
 type device interface {
 	port.Port
-	Remove() error // also when the device is gone
+	Delete() (ended <-chan struct{}, err error) // see port.TAP's; also when the device is gone
 	Gone() bool
 	FDs() []int // that read and write it
 }
@@ -216,6 +217,11 @@ func (m *Manager) at(step string) error {
 		return nil
 	}
 	return m.cfg.step(step)
+}
+
+// temporary returns a device name that is nobody's.
+func (m *Manager) temporary() string {
+	return fmt.Sprintf("%s%06x", m.prefix, m.serial.Add(1)&0xffffff)
 }
 
 // tmpPrefix is short enough for a serial number in IFNAMSIZ.
@@ -284,7 +290,7 @@ func (m *Manager) publish(a Attachment, dev device) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e := m.entries[a.Key()]
-	e.a, e.dev = a, dev
+	e.a, e.dev, e.located = a, dev, a.isLocated()
 	return nil
 }
 
@@ -297,6 +303,7 @@ func (m *Manager) Close() error {
 			errs = append(errs, e.dev.Close())
 		}
 	}
+	m.removals.Wait()
 	return errors.Join(append(errs, m.store.close())...)
 }
 

@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/cniplugin/podapi"
-	"tapyard/switch/port"
 )
 
 // Del detaches a pod: of the request it needs the container and the interface only. An attachment that
@@ -120,13 +119,11 @@ func (m *Manager) unpublish(key string) {
 	m.entries[key].dev = nil
 }
 
-// removeDevice accepts that the device has gone with its namespace. The store may still have the descriptor of a TAP.
+// removeDevice returns when the device is out of the pod, and leaves the rest to the kernel.
 func (m *Manager) removeDevice(dev device) error {
-	remove := dev.Remove
-	if tap, is := dev.(*port.TAP); is && m.cfg.Store != nil {
-		remove = tap.Delete
-	}
-	if err := remove(); err != nil && !errors.Is(err, unix.EBADFD) {
+	ended, err := dev.Delete()
+	m.removals.Go(func() { <-ended })
+	if err != nil {
 		return fmt.Errorf("remove the device: %w", err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 
@@ -47,34 +48,46 @@ func testDelAfterTheNamespace(t *testing.T, portType string) {
 	n.assertNothing(t)
 }
 
-// Pods that vanish are swept: fresh ones, whose device goes with the namespace, and restored ones, whose
-// namespace our own descriptor keeps. One that is there stays.
+// Pods that vanish are swept, fresh ones and restored ones. One that is there stays, and so does one whose namespace we can't
+// see at its path, as in a container without the host's /run.
 func TestSweep(t *testing.T) { bothTypes(t, testSweep) }
 
 func testSweep(t *testing.T, portType string) {
-	n, stays := newNode(t, ofType(portType)), nstest.New(t)
+	n, stays, unseen := newNode(t, ofType(portType)), nstest.New(t), nstest.New(t)
 	n.add(t, stays, "stays")
 	t.Run("restored", func(t *testing.T) {
 		n.add(t, nstest.New(t), "restored")
 		n.restart(t)
 	})
+	req := reqFor(unseen, "unseen")
+	req.NetnsPath = "/host/run/netns/unseen"
+	if _, err := n.Add(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
 	t.Run("fresh", func(t *testing.T) { n.add(t, nstest.New(t), "fresh") })
 	for range 100 {
-		if n.sweep(t.Context()); len(n.List()) == 1 {
+		if n.sweep(t.Context()); len(n.List()) == 2 {
 			break
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	if keys := n.listed(); len(keys) != 1 || keys[0] != "stays/eth0" {
-		t.Errorf("after the sweep: %v, want stays/eth0 alone", keys)
+	if keys := n.listed(); !slices.Equal(keys, []string{"stays/eth0", "unseen/eth0"}) {
+		t.Errorf("after the sweep: %v, want stays/eth0 and unseen/eth0", keys)
 	}
 	n.del(t, reqFor(stays, "stays"))
-	n.assertNothing(t, stays)
+	n.del(t, req)
+	n.assertNothing(t, stays, unseen)
 }
 
-// A pod whose path is that of its first process, as ctr gives it, stays while any of its processes lives, and goes with the
-// last one: after a restart too, when our own descriptor keeps the namespace.
+// A pod whose path is that of its first process, as ctr gives it, stays while any of its processes lives or its namespace has
+// a name, and goes with the last of them.
 func TestSweepOfProcesses(t *testing.T) {
+	for _, restarted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restarted %t", restarted), func(t *testing.T) { testSweepOfProcesses(t, restarted) })
+	}
+}
+
+func testSweepOfProcesses(t *testing.T, restarted bool) {
 	n, ns := newNode(t, nil), nstest.New(t)
 	processes := [2]*exec.Cmd{ns.Command("sleep", "1000"), ns.Command("sleep", "1000")}
 	path := func(p *exec.Cmd) string { return fmt.Sprintf("/proc/%d/ns/net", p.Process.Pid) }
@@ -91,7 +104,9 @@ func TestSweepOfProcesses(t *testing.T) {
 	if _, err := n.Add(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
-	n.restart(t)
+	if restarted {
+		n.restart(t)
+	}
 	for i, p := range processes {
 		if n.sweep(t.Context()); len(n.List()) != 1 {
 			t.Fatalf("the pod was swept when %d of its processes had ended", i)
@@ -101,10 +116,16 @@ func TestSweepOfProcesses(t *testing.T) {
 		}
 		p.Wait()
 	}
+	if n.sweep(t.Context()); len(n.List()) != 1 {
+		t.Fatal("the pod was swept while its namespace had a name")
+	}
+	if err := unix.Unmount(ns.Path(), unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
 	if n.sweep(t.Context()); len(n.List()) != 0 {
 		t.Error("the pod was not swept when all its processes had ended")
 	}
-	n.assertNothing(t, ns)
+	n.assertNothing(t)
 }
 
 func inode(t *testing.T, path string) uint64 {

@@ -45,7 +45,7 @@ func (m *Manager) handleGC(ctx context.Context, stdin []byte, own Conf) error {
 		}
 	}
 	if conf.Valid == nil && conf.Other == nil {
-		return m.collect(ctx, func(e entry) bool { return e.a.Conflist == conf.Name && m.vanished(e) })
+		return m.collect(ctx, func(e entry) bool { return e.a.Conflist == conf.Name && m.vanished(e, netnsPaths) })
 	}
 	// The plugin that gives out addresses last: what we have collected, it has got back by then.
 	return errors.Join(m.GC(ctx, conf.Name, valid), callIPAM(ctx, "GC", own))

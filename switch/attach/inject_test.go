@@ -100,6 +100,7 @@ func testFailureAtEachStep(t *testing.T, portType string) {
 			}
 		}
 	}
+	n.removals.Wait()
 	if now := openDescriptors(t); now > descriptors {
 		t.Errorf("%d descriptors were open, now %d are", descriptors, now)
 	}

@@ -81,9 +81,6 @@ func (m *Manager) restore(e entry) error {
 	if err != nil {
 		return errors.Join(err, dev.Close()) // the device stays
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.entries[e.a.Key()].pinned = e.a.PortType == TAP
 	return nil
 }
 

@@ -2,9 +2,7 @@ package attach
 
 import (
 	"context"
-	"errors"
-	"path/filepath"
-	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,8 +11,8 @@ import (
 // sweepInterval is how long a pod whose namespace vanished without a DEL keeps its address.
 const sweepInterval = 5 * time.Second
 
-// Sweep reconciles, and then detaches pods whose device or namespace is gone, every 5 s until ctx ends. After a restore our own
-// descriptor keeps the device and its namespace alive, so the recorded path is compared as well.
+// Sweep reconciles, and then detaches pods whose device is gone or whose namespace nobody uses but we, every 5 s until ctx
+// ends: a TAP's descriptor keeps the device and the namespace alive.
 func (m *Manager) Sweep(ctx context.Context) {
 	if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
 		m.cfg.Log.Error("at the start", "err", err)
@@ -32,8 +30,9 @@ func (m *Manager) Sweep(ctx context.Context) {
 }
 
 func (m *Manager) sweep(ctx context.Context) {
+	used := sync.OnceValues(netnsPaths)
 	for _, e := range m.snapshot() {
-		if !m.vanished(e) {
+		if !m.vanished(e, used) {
 			continue
 		}
 		if err := m.sweepOne(ctx, e.a.Key()); err != nil {
@@ -42,46 +41,35 @@ func (m *Manager) sweep(ctx context.Context) {
 	}
 }
 
-func (m *Manager) vanished(e entry) bool { return e.dev != nil && (e.dev.Gone() || !m.hasNetns(e)) }
+// vanished asks used, which is netnsPaths or what it has returned, only about a namespace that isn't where it was.
+func (m *Manager) vanished(e entry, used func() (map[uint64]string, error)) bool {
+	return e.dev != nil && (e.dev.Gone() || e.located && !isUsed(e.a, used))
+}
 
 // sweepOne looks again while nobody else works on the attachment: a DEL and an ADD of the same key may have come
 // since it was listed, and its descriptor may have been another's.
 func (m *Manager) sweepOne(ctx context.Context, key string) error {
 	defer m.locks.lock(key)()
 	e, known := m.get(key)
-	if !known || !m.vanished(e) {
+	if !known || !m.vanished(e, netnsPaths) {
 		return nil
 	}
 	m.cfg.Log.Warn("a pod vanished without a DEL; detaching it", "port", e.a.Name, "attachment", key)
 	return m.del(context.WithoutCancel(ctx), Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1})
 }
 
-// hasNetns says whether the namespace is still where it was, or can't be looked at just now. A path in
-// /proc goes with its process, which other processes of the pod may outlive: while none of them pins the namespace
-// but we, its device tells when it goes, and else they are looked for. What we have pinned was opened by its path,
-// so the runtime's processes are in our /proc.
-func (m *Manager) hasNetns(e entry) bool {
-	fd, err := m.openRecorded(e.a)
-	if err == nil {
-		unix.Close(fd)
-	}
-	if errors.Is(err, errGone) && strings.HasPrefix(e.a.NetnsPath, "/proc/") {
-		return !e.pinned || hasProcess(netnsID{e.a.NetnsDev, e.a.NetnsIno})
-	}
-	return !errors.Is(err, errGone)
-}
-
-// hasProcess says whether a process is in the network namespace, or can't be looked for.
-func hasProcess(id netnsID) bool {
-	paths, err := filepath.Glob("/proc/[0-9]*/ns/net")
-	if err != nil || len(paths) == 0 {
+// isUsed says whether the pod's namespace is still where it was, or is mounted or has a process elsewhere, or can't be
+// looked for: a path in /proc goes with its process, which others of the pod may outlive.
+func isUsed(a Attachment, used func() (map[uint64]string, error)) bool {
+	if a.isLocated() {
 		return true
 	}
-	for _, path := range paths {
-		var st unix.Stat_t
-		if unix.Stat(path, &st) == nil && (netnsID{st.Dev, st.Ino}) == id { // an error: it has ended meanwhile
-			return true
-		}
-	}
-	return false
+	paths, err := used()
+	return err != nil || paths[a.NetnsIno] != ""
+}
+
+// isLocated says whether the recorded path leads to the pod's namespace.
+func (a Attachment) isLocated() bool {
+	var st unix.Stat_t
+	return unix.Stat(a.NetnsPath, &st) == nil && st.Dev == a.NetnsDev && st.Ino == a.NetnsIno
 }

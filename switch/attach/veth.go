@@ -3,16 +3,18 @@ package attach
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"tapyard/switch/port"
 	"tapyard/switch/wire"
 )
 
-// A veth pair is made in the agent's namespace, and one end moves into the pod. Each end goes with the other,
+// A veth pair is made with one end in the agent's namespace and the other in the pod's. Each end goes with the other,
 // so that whoever deletes one, a pod's namespace or a DEL, deletes both.
 
 // hostIfName is the name of the agent's end, which is never that of a pod's device: runtimes tell interfaces
@@ -31,22 +33,31 @@ func (a Attachment) hostMAC() wire.MAC {
 	return wire.MAC{0x0e, a.MAC[1], a.MAC[2], a.MAC[3], a.MAC[4], a.MAC[5]}
 }
 
-// createPair makes the pair with the pod's end under a temporary name, by which the next start finds what a
-// kill leaves, and sets up the agent's end. A pair of that key is such a leftover: there is no record of it.
-func createPair(tmp string, a Attachment, alias string) error {
+// createPair makes the pair with the agent's end under a temporary name, by which the next start finds what a
+// kill leaves, until it has its alias. A pair of that key is such a leftover: there is no record of it.
+func createPair(tmp string, a Attachment, netns int, alias string) error {
 	if err := removePair(a.Key()); err != nil {
 		return err
 	}
-	host, mac := a.HostIfName(), a.hostMAC()
+	host, mac, podMAC := a.HostIfName(), a.hostMAC(), a.MAC
 	veth := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: host, MTU: a.MTU, TxQLen: txQueueLen, HardwareAddr: net.HardwareAddr(mac[:])},
-		PeerName:  tmp, PeerMTU: uint32(a.MTU), PeerTxQLen: txQueueLen,
+		LinkAttrs: netlink.LinkAttrs{Name: tmp, MTU: a.MTU, TxQLen: txQueueLen, HardwareAddr: net.HardwareAddr(mac[:])},
+		PeerName:  a.IfName, PeerNamespace: netlink.NsFd(netns), PeerHardwareAddr: net.HardwareAddr(podMAC[:]),
+		PeerMTU: uint32(a.MTU), PeerTxQLen: txQueueLen,
 	}
-	if err := netlink.LinkAdd(veth); err != nil {
+	if err := netlink.LinkAdd(veth); errors.Is(err, unix.EEXIST) {
+		return port.ErrDeviceExists
+	} else if err != nil {
 		return fmt.Errorf("create veth pair %s with MTU %d (does the kernel have veth?): %w", host, a.MTU, err)
 	}
-	if err := netlink.LinkSetAlias(veth, alias); err != nil {
-		return fmt.Errorf("set the alias of %s: %w", host, err)
+	err := netlink.LinkSetAlias(veth, alias)
+	if err != nil {
+		err = fmt.Errorf("set the alias of %s: %w", host, err)
+	} else if err = netlink.LinkSetName(veth, host); err != nil {
+		err = fmt.Errorf("rename a device to %s: %w", host, err)
+	}
+	if err != nil {
+		return errors.Join(err, netlink.LinkDel(veth))
 	}
 	return nil
 }

@@ -100,7 +100,8 @@ func TestAdoptRefuses(t *testing.T) {
 			t.Errorf("error %v, want one with %q", err, want)
 		}
 	}
-	check(t, two.tap.Delete())
+	_, err := two.tap.Delete()
+	check(t, err)
 	two.ns.Do(t, func() {
 		var missing netlink.LinkNotFoundError
 		if _, err := netlink.LinkByName("eth0"); !errors.As(err, &missing) {

@@ -34,8 +34,7 @@ func check(t testing.TB, e error) {
 	}
 }
 
-// pod is a device that was made here and then moved into a namespace and renamed to eth0, as the agent does,
-// with its port: either a TAP or the packet socket at the host's end of a veth pair.
+// pod is eth0 in a namespace with its port, as the agent makes it: either a TAP or the packet socket at the host's end of a veth pair.
 type pod struct {
 	ns     *nstest.NS
 	tap    *TAP
@@ -66,14 +65,13 @@ func hostEnd(n int) string { return fmt.Sprintf("host%d", n) }
 func newVethPod(t testing.TB, n int) *pod {
 	t.Helper()
 	p := &pod{ns: nstest.New(t), pool: frame.NewPool(frame.BurstSize, frame.DefaultArena)}
-	device := fmt.Sprintf("tmp%d", n)
-	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: hostEnd(n)}, PeerName: device}))
+	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: hostEnd(n)}, PeerName: "eth0", PeerNamespace: netlink.NsFd(p.ns.FD())}))
 	var err error
-	p.packet, err = OpenPacket(PacketConfig{Device: hostEnd(n), PortName: "default/" + device})
+	p.packet, err = OpenPacket(PacketConfig{Device: hostEnd(n), PortName: fmt.Sprintf("default/pod%d", n)})
 	check(t, err)
-	t.Cleanup(func() { p.packet.Remove() }) // an error means that the test has closed it
+	t.Cleanup(func() { p.packet.Delete() }) // an error means that the test has closed it
 	p.port = p.packet
-	p.move(t, device, n)
+	p.configure(t, n)
 	return p
 }
 
@@ -103,22 +101,23 @@ func openRings(t testing.TB, workers int) *Rings {
 
 func newTAPPod(t testing.TB, n int, rings *Rings) *pod {
 	t.Helper()
-	return newPodOf(t, n, TAPConfig{Rings: rings}, CreateTAP)
+	return newPodOf(t, n, TAPConfig{Rings: rings})
 }
 
-// newPodOf makes a pod with a device that create makes and cfg opens.
-func newPodOf(t testing.TB, n int, cfg TAPConfig, create func(device string) error) *pod {
+// newPodOf makes a pod with a TAP.
+func newPodOf(t testing.TB, n int, cfg TAPConfig) *pod {
 	t.Helper()
 	p := &pod{ns: nstest.New(t), pool: newTestPool(), rings: cfg.Rings}
-	device := fmt.Sprintf("tmp%d", n)
-	check(t, create(device))
-	cfg.Device, cfg.PortName, cfg.NetnsPath = device, "default/"+device, p.ns.Path()
-	var err error
-	p.tap, err = OpenTAP(cfg)
-	check(t, err)
+	cfg.Device, cfg.PortName, cfg.NetnsPath = "eth0", fmt.Sprintf("default/pod%d", n), p.ns.Path()
+	p.ns.Do(t, func() {
+		var err error
+		p.tap, err = MakeTAP(cfg)
+		check(t, err)
+	})
+	check(t, p.tap.Persist())
 	t.Cleanup(func() { p.tap.Remove() }) // an error means that the test has closed it
 	p.port = p.tap
-	p.move(t, device, n)
+	p.configure(t, n)
 	return p
 }
 
@@ -127,21 +126,16 @@ func newTestPool() *frame.Pool {
 	return frame.NewPoolWithWindows(frame.BurstSize, frame.DefaultArena, frame.BurstSize)
 }
 
-func (p *pod) move(t testing.TB, device string, n int) {
+func (p *pod) configure(t testing.TB, n int) {
 	t.Helper()
 	p.tx = p.port.Tx(0, &p.st)
-	link, err := netlink.LinkByName(device)
-	check(t, err)
-	check(t, netlink.LinkSetNsFd(link, p.ns.FD()))
-	p.ns.Do(t, func() { configure(t, device, n) })
+	p.ns.Do(t, func() { configure(t, n) })
 }
 
 // configure is called inside the pod. IPv6 is there at once, without link-local address and router solicitations.
-func configure(t testing.TB, device string, n int) {
+func configure(t testing.TB, n int) {
 	t.Helper()
-	link, err := netlink.LinkByName(device)
-	check(t, err)
-	check(t, netlink.LinkSetName(link, "eth0"))
+	link := eth0(t)
 	for setting, value := range map[string]string{"addr_gen_mode": "1", "router_solicitations": "0"} {
 		check(t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/"+setting, []byte(value), 0))
 	}

@@ -178,16 +178,3 @@ func (p *Packet) close() error {
 	p.closed = true
 	return unix.Close(p.fd)
 }
-
-// Remove deletes the device, with it the other end of its pair, and closes the port. A device that is gone
-// already is no error.
-func (p *Packet) Remove() error {
-	var err error
-	if !p.Gone() { // its index may be another's by now
-		err = netlink.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: p.index}})
-		if errors.Is(err, unix.ENODEV) {
-			err = nil
-		}
-	}
-	return errors.Join(err, p.close(), release(p.cfg.Device))
-}

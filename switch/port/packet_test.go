@@ -283,7 +283,8 @@ func TestPacketToDownedAndDeleted(t *testing.T) {
 	if _, err := unix.Poll(fds, 0); err != nil || fds[0].Revents != 0 { // or the worker would never sleep
 		t.Errorf("a deleted device still reports %#x, %v", fds[0].Revents, err)
 	}
-	check(t, p.packet.Remove())
+	_, err := p.packet.Delete()
+	check(t, err)
 	if _, err := p.packet.KernelDrops(); !errors.Is(err, unix.EBADF) {
 		t.Errorf("drop counter of a closed port: %v, want EBADF", err)
 	}

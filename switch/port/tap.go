@@ -18,6 +18,9 @@ import (
 // ErrDeviceBusy is returned by OpenTAP when another process holds a queue of the device.
 var ErrDeviceBusy = errors.New("another process is attached to the device; is a second agent running? 'ip tuntap' names its users")
 
+// ErrDeviceExists is returned by MakeTAP when there is a device of that name, of whatever type.
+var ErrDeviceExists = errors.New("a device of that name exists")
+
 // tunUSO4 and tunUSO6 are TUN_F_USO4 and TUN_F_USO6 of linux/if_tun.h (kernel 6.2), valid as a pair only.
 const tunUSO4, tunUSO6 = 0x20, 0x40
 
@@ -48,16 +51,10 @@ func (c Caps) less(without Caps) Caps {
 
 // CreateTAP makes a persistent TAP device in the calling thread's network namespace. It carries no
 // traffic until OpenTAP attaches its queue.
-func CreateTAP(device string) error { return createTAP(device, false) }
-
-// CreateMultiQueueTAP makes one that may have several queues: how many, OpenTAP decides. A device keeps its kind, and
-// this one costs 6.4 MiB of the kernel's memory, since it has qdiscs for 256 queues; the other one 48 KiB.
-func CreateMultiQueueTAP(device string) error { return createTAP(device, true) }
-
-func createTAP(device string, multiQueue bool) error {
+func CreateTAP(device string) error {
 	ifce, err := water.New(water.Config{
 		DeviceType:             water.TAP,
-		PlatformSpecificParams: water.PlatformSpecificParams{Name: device, Persist: true, MultiQueue: multiQueue},
+		PlatformSpecificParams: water.PlatformSpecificParams{Name: device, Persist: true},
 	})
 	if err != nil {
 		return fmt.Errorf("create TAP device %s (is /dev/net/tun there, and are we root?): %w", device, err)
@@ -65,17 +62,18 @@ func createTAP(device string, multiQueue bool) error {
 	return ifce.Close()
 }
 
-// TAPConfig says which device OpenTAP attaches, and what the port is called.
+// TAPConfig says which device MakeTAP makes or OpenTAP attaches, and what the port is called.
 type TAPConfig struct {
 	Device    string // in the calling thread's network namespace
 	PortName  string // for operators
 	PortKind  string // "tap" when empty
-	NetnsPath string // where the device will live, for reading its drop counter; "" is the agent's own
+	NetnsPath string // where the device lives, for reading its drop counter; "" is the agent's own
 	Without   Caps   // offloads to leave off
 	Rings     *Rings // that frames are read and written with; nil has a system call for each frame
 
-	// Queues above 1 are how many a device of CreateMultiQueueTAP gets. There are fewer where Steering has fewer
-	// workers, and one where it is nil or fails: without it, two queues reorder flows.
+	// Queues above 1 are how many a device gets that was made with Queues above 1. There are fewer where Steering has
+	// fewer workers, and one where it is nil or fails: without it, two queues reorder flows. A device keeps its kind, and
+	// this one costs 6.4 MiB of the kernel's memory, since it has qdiscs for 256 queues; the other one 48 KiB.
 	Queues   int
 	Steering *Steering
 }
@@ -96,16 +94,29 @@ type TAP struct {
 
 var _ Port = (*TAP)(nil)
 
+// MakeTAP makes a device in the calling thread's network namespace and attaches its queues like OpenTAP. Until Persist the
+// device goes with its descriptors, which a killed process loses. The error wraps ErrDeviceExists if the name is taken.
+func MakeTAP(cfg TAPConfig) (*TAP, error) { return openTAP(cfg, (*TAP).create) }
+
 // OpenTAP attaches the queues of an existing device in the calling thread's network namespace and switches
-// on the offloads that the kernel has. The descriptors pin that namespace, so for a new pod the device is
-// opened in the agent's namespace and moved afterwards.
-func OpenTAP(cfg TAPConfig) (*TAP, error) {
+// on the offloads that the kernel has. The descriptors keep that namespace alive, whatever becomes of its other users.
+func OpenTAP(cfg TAPConfig) (*TAP, error) { return openTAP(cfg, (*TAP).attach) }
+
+func openTAP(cfg TAPConfig, attach func(*TAP) error) (*TAP, error) {
 	t := newTAP(cfg)
-	if err := t.attach(); err != nil {
+	if err := attach(t); err != nil {
 		return nil, errors.Join(fmt.Errorf("attach to TAP device %s: %w", cfg.Device, err), t.closeQueues())
 	}
 	t.addRx()
 	return t, nil
+}
+
+// Persist has the device stay when its descriptors are closed: from here on Close leaves it.
+func (t *TAP) Persist() error {
+	if err := unix.IoctlSetInt(t.fds[0], unix.TUNSETPERSIST, 1); err != nil {
+		return fmt.Errorf("TUNSETPERSIST: %w", err)
+	}
+	return nil
 }
 
 func newTAP(cfg TAPConfig) *TAP {
@@ -166,7 +177,7 @@ func (t *TAP) Tx(worker int, st *Stats) TxQueue {
 // Unsteered says why a device that is to have several queues has one, or returns nil.
 func (t *TAP) Unsteered() error { return t.unsteered }
 
-// Close detaches from the device, which stays with its addresses and routes.
+// Close detaches from the device, which stays with its addresses and routes if it is persistent.
 func (t *TAP) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -86,41 +85,6 @@ func netnsOf(fd int) (netns.NsHandle, error) {
 
 // FDs returns the descriptors of the queues, for a successor. They stay the TAP's.
 func (t *TAP) FDs() []int { return slices.Clone(t.fds) }
-
-// Delete destroys the device, wherever it is, also if another process has its queues open, and closes the TAP: Remove
-// waits for the last user of the device.
-func (t *TAP) Delete() error {
-	err := t.deleteLink()
-	if cerr := t.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
-
-func (t *TAP) deleteLink() error {
-	device, err := t.deviceName()
-	if err != nil {
-		return fmt.Errorf("delete the device of port %s: %w", t.cfg.PortName, err)
-	}
-	ns, err := netnsOf(t.fds[0])
-	if err != nil {
-		return fmt.Errorf("delete device %s: %w", device, err)
-	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("delete device %s: open netlink socket in its network namespace: %w", device, err)
-	}
-	defer h.Close()
-	link, err := h.LinkByName(device)
-	if err == nil {
-		err = h.LinkDel(link)
-	}
-	if err != nil {
-		return fmt.Errorf("delete device %s: %w", device, err)
-	}
-	return nil
-}
 
 // AdoptPacket is OpenPacket with the socket that a predecessor has left open, in which the kernel has kept frames. It
 // refuses that of any other device; it stays the caller's then, and is the Packet's otherwise.

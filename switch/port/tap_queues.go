@@ -13,24 +13,33 @@ import (
 // some milliseconds after the process is reaped.
 const busyWait = 2 * time.Second
 
-// attach attaches the device's queues. The steering program is there before the second one: by the kernel's own choice
-// a flow moves to the queue that last wrote to it. Of a device that is up, as at a restart, the first queue gets all
-// frames until the others are there, some system calls later, and what follows in those may overtake them.
+// create makes the device with its first queue, and attaches the others.
+func (t *TAP) create() error {
+	if err := t.attachQueue(unix.IFF_TUN_EXCL); err != nil {
+		return err
+	}
+	return t.attachRest()
+}
+
+// attach attaches the queues of a device that is there.
 func (t *TAP) attach() error {
-	multiQueue := t.cfg.Queues > 1
-	if multiQueue {
+	if t.cfg.Queues > 1 {
 		if err := awaitUnused(t.cfg.Device); err != nil {
 			return err
 		}
 	}
-	if err := t.attachQueue(multiQueue); err != nil {
+	if err := t.attachQueue(0); err != nil {
 		return err
 	}
-	if err := t.negotiate(); err != nil {
+	return t.attachRest()
+}
+
+// attachRest is for the queues after the first. The steering program is there before the second one: by the kernel's own choice
+// a flow moves to the queue that last wrote to it. Of a device that is up, as at a restart, the first queue gets all
+// frames until the others are there, some system calls later, and what follows in those may overtake them.
+func (t *TAP) attachRest() error {
+	if err := t.negotiate(); err != nil || t.cfg.Queues <= 1 {
 		return err
-	}
-	if !multiQueue {
-		return nil
 	}
 	var n int
 	if n, t.unsteered = t.cfg.Steering.queues(t.cfg.Queues); n > 1 {
@@ -39,20 +48,21 @@ func (t *TAP) attach() error {
 		}
 	}
 	for len(t.fds) < n {
-		if err := t.attachQueue(multiQueue); err != nil {
+		if err := t.attachQueue(0); err != nil {
 			return fmt.Errorf("queue %d: %w", len(t.fds), err)
 		}
 	}
 	return t.checkAlone()
 }
 
-// attachQueue attaches one more queue.
-func (t *TAP) attachQueue(multiQueue bool) error {
+// attachQueue attaches one more queue; with IFF_TUN_EXCL the first one of a device that isn't there yet.
+func (t *TAP) attachQueue(exclusive uint16) error {
+	multiQueue := t.cfg.Queues > 1
 	ifr, err := unix.NewIfreq(t.cfg.Device)
 	if err != nil {
 		return fmt.Errorf("device name of %d characters, at most %d: %w", len(t.cfg.Device), unix.IFNAMSIZ-1, err)
 	}
-	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	flags := unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | exclusive
 	if multiQueue {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
@@ -66,12 +76,14 @@ func (t *TAP) attachQueue(multiQueue bool) error {
 			t.fds = append(t.fds, fd)
 			return nil
 		}
-		if err != unix.EBUSY || time.Now().After(deadline) {
+		if err != unix.EBUSY || exclusive != 0 || time.Now().After(deadline) {
 			break
 		}
 	}
 	unix.Close(fd)
 	switch {
+	case err == unix.EBUSY && exclusive != 0:
+		return ErrDeviceExists
 	case err == unix.EBUSY:
 		return ErrDeviceBusy
 	case err == unix.EINVAL && multiQueue:

@@ -23,7 +23,7 @@ func newQueuedPod(t testing.TB, n, queues int) *pod {
 	t.Helper()
 	s := NewSteering(queues)
 	t.Cleanup(func() { check(t, s.Close()) })
-	return newPodOf(t, n, TAPConfig{Queues: queues, Steering: s}, CreateMultiQueueTAP)
+	return newPodOf(t, n, TAPConfig{Queues: queues, Steering: s})
 }
 
 // drain empties queue q and calls f for each frame.
@@ -187,9 +187,18 @@ func TestQueuesAreReopened(t *testing.T) {
 	})
 }
 
+// createMultiQueueTAP is CreateTAP for a device of several queues.
+func createMultiQueueTAP(device string) error {
+	tap, err := MakeTAP(TAPConfig{Device: device, Queues: 2})
+	if err != nil {
+		return err
+	}
+	return errors.Join(tap.Persist(), tap.Close())
+}
+
 // A second agent gets no queue, though the kernel would give it one; a predecessor that is about to go is waited for.
 func TestQueuesHaveOneOwner(t *testing.T) {
-	check(t, CreateMultiQueueTAP("tmp0"))
+	check(t, createMultiQueueTAP("tmp0"))
 	s := NewSteering(2)
 	defer s.Close()
 	cfg := TAPConfig{Device: "tmp0", PortName: "first", Queues: 2, Steering: s}
@@ -204,7 +213,7 @@ func TestQueuesHaveOneOwner(t *testing.T) {
 	second, err := OpenTAP(cfg)
 	check(t, err)
 	third := &TAP{cfg: cfg} // it has looked before second attached
-	check(t, third.attachQueue(true))
+	check(t, third.attachQueue(0))
 	if err := errors.Join(third.checkAlone(), second.checkAlone()); !errors.Is(err, ErrDeviceBusy) {
 		t.Errorf("two owners: %v, want ErrDeviceBusy", err)
 	}
@@ -218,7 +227,7 @@ func TestQueuesNeedTheirKind(t *testing.T) {
 	for kind, c := range map[string]struct {
 		create func(string) error
 		queues int
-	}{"one queue": {CreateTAP, 2}, "several queues": {CreateMultiQueueTAP, 1}} {
+	}{"one queue": {CreateTAP, 2}, "several queues": {createMultiQueueTAP, 1}} {
 		check(t, c.create("tmp0"))
 		s := NewSteering(2)
 		if tap, err := OpenTAP(TAPConfig{Device: "tmp0", PortName: "p", Queues: c.queues, Steering: s}); !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "made for "+map[int]string{1: "one", 2: "several"}[c.queues]) {
@@ -248,7 +257,7 @@ func TestQueuesWithoutBPF(t *testing.T) {
 	if err == nil {
 		t.Fatal("a thread without bpf(2) has loaded a program")
 	}
-	p := newPodOf(t, 1, TAPConfig{Queues: 2, Steering: s}, CreateMultiQueueTAP)
+	p := newPodOf(t, 1, TAPConfig{Queues: 2, Steering: s})
 	if err := p.tap.Unsteered(); len(p.tap.Rx()) != 1 || !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "one queue instead of 2") {
 		t.Errorf("%d queues: %v", len(p.tap.Rx()), err)
 	}

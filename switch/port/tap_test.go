@@ -8,16 +8,15 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"tapyard/bench/nstest"
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
 	"tapyard/switch/wire"
@@ -305,27 +304,55 @@ func eth0(t testing.TB) netlink.Link {
 	return link
 }
 
-// The device goes with its namespace: the descriptor, attached elsewhere, doesn't pin it.
-func TestGoneWithTheNamespace(t *testing.T) {
-	check(t, CreateTAP("tmp0"))
-	tap, err := OpenTAP(TAPConfig{Device: "tmp0", PortName: "p"})
-	check(t, err)
-	defer tap.Close()
-	container := exec.Command("sleep", "60")
-	container.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
-	check(t, container.Start())
-	link, err := netlink.LinkByName("tmp0")
-	if err == nil {
-		err = netlink.LinkSetNsPid(link, container.Process.Pid)
-	}
-	if err != nil || tap.Gone() {
-		t.Errorf("move: %v, gone %t", err, tap.Gone())
-	}
-	container.Process.Kill()
-	container.Wait()
-	for deadline := time.Now().Add(patience); !tap.Gone(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the device outlived its namespace by %v", patience)
+// A device that MakeTAP has made goes with its descriptors until Persist, and is nobody else's. Delete frees its name at once,
+// and its namespace, of which nobody else knows any more, when it has ended.
+func TestMadeTAP(t *testing.T) {
+	for _, queues := range []int{1, 2} {
+		ns := nstest.New(t)
+		links := func() (names []string) {
+			ns.Do(t, func() {
+				list, err := net.Interfaces()
+				check(t, err)
+				for _, i := range list {
+					names = append(names, i.Name)
+				}
+			})
+			return names
+		}
+		make := func(device string) (tap *TAP, err error) {
+			ns.Do(t, func() { tap, err = MakeTAP(TAPConfig{Device: device, PortName: "p", Queues: queues}) })
+			return tap, err
+		}
+		tap, err := make("eth0")
+		check(t, err)
+		for _, taken := range []string{"eth0", "lo"} {
+			if _, err := make(taken); !errors.Is(err, ErrDeviceExists) || !strings.Contains(err.Error(), taken) {
+				t.Errorf("%s again: %v, want ErrDeviceExists", taken, err)
+			}
+		}
+		check(t, tap.Close())
+		if l := links(); len(l) != 1 {
+			t.Errorf("after Close: %q, want lo", l)
+		}
+		tap, err = make("eth0")
+		check(t, err)
+		check(t, tap.Persist())
+		check(t, tap.Close())
+		if l := links(); len(l) != 2 {
+			t.Errorf("persistent, after Close: %q, want lo and eth0", l)
+		}
+		ns.Do(t, func() {
+			tap, err = OpenTAP(TAPConfig{Device: "eth0", PortName: "p", Queues: queues})
+			check(t, err)
+		})
+		ended, err := tap.Delete()
+		check(t, err)
+		again, err := make("eth0")
+		check(t, err)
+		<-ended
+		check(t, again.Close())
+		if l := links(); len(l) != 1 {
+			t.Errorf("after Delete and Close: %q, want lo", l)
 		}
 	}
 }
