@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -32,11 +33,24 @@ func (e *DamagedError) Error() string {
 // Unwrap returns the cause.
 func (e *DamagedError) Unwrap() error { return e.Cause }
 
-// store keeps the records. A put or delete is on the disk when it returns.
+// store keeps the records. A put or delete is on the disk when it returns. Those that come while another one is on its way
+// to the disk go there together: a transaction waits for the disk twice, however many records it writes.
 type store struct {
 	db        *bbolt.DB
-	file      *os.File // bbolt's
-	allocated int64    // bytes of the file for which the disk has room; under bbolt's lock of writers
+	file      *os.File   // bbolt's
+	writing   sync.Mutex // held for a transaction
+	allocated int64      // bytes of the file for which the disk has room; under writing
+
+	mu      sync.Mutex
+	waiting []*change // for the next transaction; under mu
+}
+
+// change is a put, or a delete.
+type change struct {
+	key, value []byte // of a put
+	check      uint64 // of value
+	done       bool   // under writing, as the rest
+	err        error
 }
 
 // lockWait is how long openStore waits for the database, which a killed predecessor holds until it is reaped.
@@ -159,24 +173,65 @@ func (s *store) put(a Attachment) error {
 	if err != nil {
 		return err
 	}
-	return s.db.Update(func(tx *bbolt.Tx) error {
-		if err := s.reserve(tx); err != nil {
-			return err
-		}
-		return s.set(tx, []byte(a.Key()), value, check)
-	})
+	return s.write(&change{key: []byte(a.Key()), value: value, check: check})
 }
 
 // delete writes nothing about a key that isn't there.
 func (s *store) delete(key string) error {
 	known, err := s.has(key)
 	if known {
-		err = s.db.Update(func(tx *bbolt.Tx) error { return s.set(tx, []byte(key), nil, 0) })
+		err = s.write(&change{key: []byte(key)})
 	}
 	if err != nil {
 		return fmt.Errorf("delete the record: %w", err)
 	}
 	return nil
+}
+
+// write returns when the change is on the disk, to which it goes with all that wait when its turn has come.
+func (s *store) write(c *change) error {
+	s.mu.Lock()
+	s.waiting = append(s.waiting, c)
+	s.mu.Unlock()
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if c.done {
+		return c.err
+	}
+	s.mu.Lock()
+	together := s.waiting
+	s.waiting = nil
+	s.mu.Unlock()
+	err := s.commit(together)
+	for _, c := range together {
+		if c.err, c.done = err, true; err != nil && len(together) > 1 {
+			c.err = s.commit([]*change{c}) // it may have been another one's
+		}
+	}
+	return c.err
+}
+
+// commit makes all changes or none.
+func (s *store) commit(changes []*change) error {
+	puts := 0
+	for _, c := range changes {
+		if c.value != nil {
+			puts++
+		}
+	}
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		if puts > 0 {
+			if err := s.reserve(tx, puts); err != nil {
+				return err
+			}
+		}
+		for _, c := range changes {
+			if err := s.set(tx, c.key, c.value, c.check); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // has says whether there is a record.
@@ -207,16 +262,17 @@ func (s *store) set(tx *bbolt.Tx, key, value []byte, check uint64) error {
 	return b.Put(key, value)
 }
 
-// room is how many pages the file has on the disk beside those in use before a record is added: 16 for this one
+// room is how many pages the file has on the disk beside those in use before records are added: 16 for each one
 // (its leaf, its branches, and their halves when they are split: 8 at most), and 16 to which the next DEL can
-// always write copies, for a page is never changed in place. roomStep spares most ADDs the system call.
-const room, roomStep = 32, 16
+// always write copies, for a page is never changed in place. Of several DELs in one transaction that find too few, each
+// is then made alone. roomStep spares most ADDs the system call.
+const room, roomStep = 16, 16
 
 // reserve has the disk set blocks aside, so that a full one fails an ADD, and never a DEL. It can't on a file
 // system that writes old blocks anew (btrfs), nor on one without such a call.
-func (s *store) reserve(tx *bbolt.Tx) error {
+func (s *store) reserve(tx *bbolt.Tx, puts int) error {
 	page, stats := int64(s.db.Info().PageSize), s.db.Stats()
-	want := tx.Size() + (room-int64(stats.FreePageN+stats.PendingPageN))*page
+	want := tx.Size() + (room*int64(puts+1)-int64(stats.FreePageN+stats.PendingPageN))*page
 	if want <= s.allocated {
 		return nil
 	}
