@@ -155,7 +155,11 @@ func (u *auditor) auditRecorded() {
 	if published := u.e.dev != nil; !u.m.stopped {
 		u.row.Published = &published
 	}
+	path := u.a.NetnsPath
 	fd, err := u.m.openRecorded(u.a)
+	if errors.Is(err, errGone) && u.e.dev != nil {
+		fd, path, err = openUsed(u.e)
+	}
 	if errors.Is(err, errGone) {
 		u.mend(err.Error(), "detached", func() error {
 			return u.m.del(context.WithoutCancel(u.ctx), Request{ContainerID: u.a.ContainerID, IfName: u.a.IfName, NetnsFD: -1})
@@ -164,7 +168,7 @@ func (u *auditor) auditRecorded() {
 	}
 	if err == nil {
 		defer unix.Close(fd)
-		u.row.Netns = u.a.NetnsPath
+		u.row.Netns = path
 		err = u.auditDevice(fd)
 	}
 	if err != nil {

@@ -111,6 +111,10 @@ func testSweepOfProcesses(t *testing.T, restarted bool) {
 		if n.sweep(t.Context()); len(n.List()) != 1 {
 			t.Fatalf("the pod was swept when %d of its processes had ended", i)
 		}
+		rows, err := n.Audit(t.Context(), true)
+		if wrong, repaired := wrongAndRepaired(rows); err != nil || wrong+repaired != "" || len(n.List()) != 1 {
+			t.Fatalf("audit when %d of its processes had ended: wrong %q, repaired %q, %v", i, wrong, repaired, err)
+		}
 		if err := p.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -126,6 +130,39 @@ func testSweepOfProcesses(t *testing.T, restarted bool) {
 		t.Error("the pod was not swept when all its processes had ended")
 	}
 	n.assertNothing(t)
+}
+
+// What has a sweep come before its time: told once of what happens while nobody listens, and of nothing else.
+func TestWatchMounts(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, ended, dir := make(chan struct{}, 1), make(chan error), t.TempDir()
+	go func() { ended <- watchMounts(ctx, changed) }()
+	for told, tries := false, 0; !told; tries++ { // until it watches
+		err := unix.Mount("tmpfs", dir, "tmpfs", 0, "")
+		if err == nil {
+			err = unix.Unmount(dir, 0)
+		}
+		if err != nil || tries == 1000 {
+			t.Fatalf("after %d mounts: %v", tries, err)
+		}
+		select {
+		case <-changed:
+			told = true
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	time.Sleep(50 * time.Millisecond)
+	for len(changed) > 0 {
+		<-changed // it was told of the mount first
+	}
+	time.Sleep(50 * time.Millisecond)
+	if len(changed) > 0 {
+		t.Error("told of nothing")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 func inode(t *testing.T, path string) uint64 {

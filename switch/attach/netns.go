@@ -76,6 +76,23 @@ func (m *Manager) openRecorded(a Attachment) (int, error) {
 	return fd, nil
 }
 
+// openUsed opens the namespace of a pod that is served, where it is mounted or has a process by now, and returns that path;
+// the error wraps errGone if nobody uses it but we. While the pod is served, the namespace's number is no other's.
+func openUsed(e entry) (fd int, path string, err error) {
+	paths, err := netnsPaths()
+	if err != nil {
+		return -1, "", err
+	}
+	if path = paths[e.a.NetnsIno]; path != "" {
+		fd, err = openNetns(path)
+		return fd, path, err
+	}
+	if !e.located {
+		return -1, "", fmt.Errorf("namespace %s was never seen by this agent: mount the host's /run/netns into its container, or give that the host's processes", e.a.NetnsPath)
+	}
+	return -1, "", fmt.Errorf("namespace %s %w, and nobody else is in it", e.a.NetnsPath, errGone)
+}
+
 // inNetns calls f on a thread inside the namespace. A thread that can't come back is ended, or whatever the
 // agent did next might happen in the pod.
 func inNetns(fd int, f func() error) error {

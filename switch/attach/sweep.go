@@ -2,21 +2,32 @@ package attach
 
 import (
 	"context"
+	"encoding/binary"
+	"fmt"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// sweepInterval is how long a pod whose namespace vanished without a DEL keeps its address.
-const sweepInterval = 5 * time.Second
+// sweepInterval is how long a pod whose processes have ended without a DEL keeps its address, and sweepDelay one whose
+// namespace has lost its name: in that time most DELs come.
+const sweepInterval, sweepDelay = 5 * time.Second, time.Second
 
-// Sweep reconciles, and then detaches pods whose device is gone or whose namespace nobody uses but we, every 5 s until ctx
-// ends: a TAP's descriptor keeps the device and the namespace alive.
+// Sweep reconciles, and then detaches pods whose device is gone or whose namespace nobody uses but we: a TAP's descriptor keeps
+// both alive. It looks every 5 s, and 1 s after a mount has come or gone, until ctx ends.
 func (m *Manager) Sweep(ctx context.Context) {
 	if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
 		m.cfg.Log.Error("at the start", "err", err)
 	}
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	mounts := make(chan struct{}, 1)
+	watching.Go(func() {
+		if err := watchMounts(ctx, mounts); err != nil {
+			m.cfg.Log.Warn("pods that vanish without a DEL are noticed later", "within", sweepInterval, "err", err)
+		}
+	})
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
@@ -24,7 +35,52 @@ func (m *Manager) Sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			m.sweep(ctx)
+		case <-mounts:
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(sweepDelay):
+			}
+		}
+		m.sweep(ctx)
+	}
+}
+
+// watchMounts tells when a mount of ours comes or goes (proc_pid_mountinfo(5)), until ctx ends. It never waits for who listens.
+func watchMounts(ctx context.Context, changed chan<- struct{}) error {
+	mounts, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /proc/self/mountinfo: %w", err)
+	}
+	defer unix.Close(mounts)
+	end, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	defer unix.Close(end)
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		unix.Write(end, binary.NativeEndian.AppendUint64(nil, 1)) // has room
+	})
+	defer func() {
+		if !stop() {
+			<-ended
+		}
+	}()
+	for {
+		fds := []unix.PollFd{{Fd: int32(mounts), Events: unix.POLLPRI}, {Fd: int32(end), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
+			return fmt.Errorf("poll /proc/self/mountinfo: %w", err)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if fds[0].Revents != 0 {
+			select {
+			case changed <- struct{}{}:
+			default: // it is told already
+			}
 		}
 	}
 }
