@@ -181,6 +181,9 @@ func startAttaching(subnets []string) starter {
 			return nil, err
 		}
 		node.subnets = subnets
+		for i := range node.cpus { // all, as the reference plugins have
+			node.cpus[i] |= s.load[i]
+		}
 		a := &attacher{called: ourName, netns: node.netns, end: func() error {
 			return errors.Join(node.agentNode.close(), deleteNetns(node.netns))
 		}}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -54,7 +54,6 @@ func (t *addition) run() error {
 		{"enter the pod", t.enter},
 		{"allocate addresses", t.allocate},
 		{"create the device", t.create},
-		{"set up the device", t.dress},
 		{"open the host's end", t.openHostEnd},
 		{"ask the IPAM plugin", t.delegate},
 		{"configure the pod", t.configure},
@@ -153,13 +152,14 @@ func (t *addition) allocate() error {
 }
 
 // create makes the device where it belongs: to move one into a pod costs the kernel 20 ms, in which no other device of
-// the machine can be changed (__dev_change_net_namespace waits for RCU under the lock of rtnetlink).
+// the machine can be changed (__dev_change_net_namespace waits for RCU under the lock of rtnetlink). Every change takes that
+// lock, for which 32 ADDs stand in line, so there are few.
 func (t *addition) create() (err error) {
+	alias := t.m.agent.alias(t.a)
 	if t.a.PortType == Veth {
-		t.onUndo(func() error { return removePair(t.a.Key()) })
-		err = createPair(t.m.temporary(), t.a, t.req.NetnsFD, t.m.agent.alias(t.a))
+		err = t.makePair(alias)
 	} else {
-		err = inNetns(t.req.NetnsFD, func() error { return t.makeTAP() })
+		err = inNetns(t.req.NetnsFD, func() error { return t.makeTAP(alias) })
 	}
 	if errors.Is(err, port.ErrDeviceExists) {
 		return podapi.Errorf(podapi.CodeEnvironment, "CNI_IFNAME: an interface %s exists in %s already", t.a.IfName, t.a.NetnsPath)
@@ -167,8 +167,22 @@ func (t *addition) create() (err error) {
 	return err
 }
 
+func (t *addition) makePair(alias string) (err error) {
+	t.onUndo(func() error { return removePair(t.a.Key()) })
+	if err = createPair(t.m.temporary(), t.a, t.req.NetnsFD, alias); err != nil {
+		return err
+	}
+	if t.link, err = t.pod.LinkByName(t.a.IfName); err != nil {
+		return err
+	}
+	if err := t.pod.LinkSetAlias(t.link, alias); err != nil {
+		return fmt.Errorf("set the alias of %s: %w", t.a.IfName, err)
+	}
+	return nil
+}
+
 // makeTAP is called in the pod's namespace, which the descriptor keeps alive from here on: Sweep notices when nobody else does.
-func (t *addition) makeTAP() error {
+func (t *addition) makeTAP(alias string) error {
 	tap, err := port.MakeTAP(t.m.tapConfig(t.a.IfName, t.a))
 	if err != nil {
 		return err
@@ -176,7 +190,13 @@ func (t *addition) makeTAP() error {
 	t.onUndo(func() error { return t.m.removeDevice(tap) })
 	t.m.warnUnsteered(tap)
 	t.dev = tap
-	return nil
+	index, err := linkIndex(t.a.IfName)
+	if err != nil {
+		return err
+	}
+	t.link = &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: t.a.IfName, Index: index}}
+	t.pod.eui64 = slices.ContainsFunc(t.a.Addrs(), netip.Addr.Is6)
+	return dress(index, t.a, alias, t.pod.eui64)
 }
 
 func (t *addition) openHostEnd() error {
@@ -224,29 +244,6 @@ func opened[D device](d D, err error) (device, error) {
 		return nil, err
 	}
 	return d, nil
-}
-
-// dress sets what the device has from the start. The alias comes first, because DEL finds the device by it.
-func (t *addition) dress() (err error) {
-	if t.link, err = t.pod.LinkByName(t.a.IfName); err != nil {
-		return err
-	}
-	if err := t.pod.LinkSetAlias(t.link, t.m.agent.alias(t.a)); err != nil {
-		return fmt.Errorf("set the alias: %w", err)
-	}
-	if t.a.PortType == Veth {
-		return nil // was made with the rest
-	}
-	if err := t.pod.LinkSetHardwareAddr(t.link, net.HardwareAddr(t.a.MAC[:])); err != nil {
-		return fmt.Errorf("set MAC %s: %w", t.a.MAC, err)
-	}
-	if err := t.pod.LinkSetMTU(t.link, t.a.MTU); err != nil {
-		return fmt.Errorf("set MTU %d: %w", t.a.MTU, err)
-	}
-	if err := t.pod.LinkSetTxQLen(t.link, txQueueLen); err != nil {
-		return fmt.Errorf("set txqueuelen %d: %w", txQueueLen, err)
-	}
-	return nil
 }
 
 func (t *addition) configure() error {

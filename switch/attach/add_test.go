@@ -38,7 +38,7 @@ func TestAddConfiguresThePod(t *testing.T) { bothTypes(t, testAddConfiguresThePo
 func testAddConfiguresThePod(t *testing.T, portType string) {
 	n, ns := newNode(t, ofType(portType)), nstest.New(t)
 	// As some runtimes leave a new namespace.
-	if out, err := ns.Command("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; ip link set lo down").CombinedOutput(); err != nil {
+	if out, err := ns.Command("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; echo 1 >/proc/sys/net/ipv6/conf/default/addr_gen_mode; ip link set lo down").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	a := n.add(t, ns, "c1")

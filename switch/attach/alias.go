@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -133,11 +134,19 @@ func furtherKeys(a Attachment) []byte {
 	}
 	text, _ = json.Marshal(keys) // they were JSON just now
 	var out bytes.Buffer
-	w, _ := flate.NewWriterDict(&out, flate.BestCompression, furtherWords) // fails on other levels only
-	w.Write(text)                                                          // into memory
+	w := compressors.Get().(*flate.Writer)
+	defer compressors.Put(w)
+	w.Reset(&out)
+	w.Write(text) // into memory
 	w.Flush()
 	return bytes.TrimSuffix(out.Bytes(), flushMark[:4])
 }
+
+// compressors are *flate.Writer with furtherWords. Each has some MiB of tables.
+var compressors = sync.Pool{New: func() any {
+	w, _ := flate.NewWriterDict(io.Discard, flate.BestCompression, furtherWords) // fails on other levels only
+	return w
+}}
 
 // furtherWords are what the further keys' JSON probably says, the likeliest last.
 var furtherWords = []byte(`{"queues":2,"conflist":"cbr0","conflist":"podman","conflist":"k8s-pod-network","conflist":"pods","conflist":"tapyard"}`)

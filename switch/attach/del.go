@@ -35,7 +35,7 @@ func (m *Manager) del(ctx context.Context, req Request) error {
 		{"unmap ports", func() error { return m.unmapPorts(r.key) }},
 		{"withdraw", r.withdraw},
 		{"remove the device", r.removeDevice},
-		{"remove what a killed ADD left", func() error { return removeAt(req) }},
+		{"remove what a killed ADD left", r.removeLeftover},
 		{"release the plugin's addresses", func() error { return m.releaseIPAM(ctx, r.e.a, req) }},
 		{"delete the record", func() error { return m.store.delete(r.key) }},
 		{"release the addresses", r.release},
@@ -64,6 +64,7 @@ type removal struct {
 	e     entry
 	known bool
 	dev   device // that is withdrawn, and not removed
+	gone  bool   // the device was there and is no more
 }
 
 func (r *removal) withdraw() error {
@@ -89,13 +90,23 @@ func (r *removal) removeDevice() error {
 	if dev := r.dev; dev != nil {
 		r.dev = nil // closed, whatever comes of it
 		r.m.unkeep(r.key)
-		return r.m.removeDevice(dev)
+		err := r.m.removeDevice(dev)
+		r.gone = err == nil
+		return err
 	}
 	err := removePair(r.key)
 	if r.known {
 		err = errors.Join(err, r.m.removeRecorded(r.e.a))
 	}
 	return err
+}
+
+// removeLeftover needs not look beside a device: an ADD refuses to make a second one.
+func (r *removal) removeLeftover() error {
+	if r.gone {
+		return nil
+	}
+	return removeAt(r.req)
 }
 
 func (r *removal) release() error {

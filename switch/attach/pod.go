@@ -21,19 +21,73 @@ const txQueueLen = 1000
 // pod is a pod's network namespace, reached by netlink. Close it: its socket keeps the namespace alive.
 type pod struct {
 	*netlink.Handle
-	fd int // the caller's
+	fd    int  // the caller's
+	loUp  bool // when it was opened
+	eui64 bool // the attachment's device has its addr_gen_mode since dress
 }
 
 func openPod(fd int) (*pod, error) {
 	p := &pod{fd: fd}
 	err := inNetns(fd, func() (err error) {
-		p.Handle, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		return err
+		if p.Handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return err
+		}
+		flags, err := linkIoctl("lo", unix.SIOCGIFFLAGS)
+		p.loUp = err == nil && flags.Uint16()&unix.IFF_UP != 0
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reach the pod's namespace: %w", err)
 	}
 	return p, nil
+}
+
+// linkIoctl asks about a device in the calling thread's network namespace, other than rtnetlink without the lock under which
+// devices are changed.
+func linkIoctl(name string, question uint) (*unix.Ifreq, error) {
+	answer, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("ask for device %s: open socket: %w", name, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.IoctlIfreq(fd, question, answer); err != nil {
+		return nil, fmt.Errorf("ask for device %s: %w", name, err)
+	}
+	return answer, nil
+}
+
+// linkIndex is of a device in the calling thread's network namespace.
+func linkIndex(name string) (int, error) {
+	answer, err := linkIoctl(name, unix.SIOCGIFINDEX)
+	if err != nil {
+		return 0, err
+	}
+	return int(answer.Uint32()), nil
+}
+
+// dress sets at once what a TAP in the calling thread's network namespace has from the start; of addr_gen_mode see enableIPv6.
+func dress(index int, a Attachment, alias string, eui64 bool) error {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, a.MAC[:]))
+	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(a.MTU))))
+	req.AddData(nl.NewRtAttr(unix.IFLA_TXQLEN, nl.Uint32Attr(txQueueLen)))
+	if eui64 {
+		inet6 := nl.NewRtAttr(unix.AF_INET6, nl.NewRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{nl.IN6_ADDR_GEN_MODE_EUI64}).Serialize())
+		req.AddData(nl.NewRtAttr(unix.IFLA_AF_SPEC, inet6.Serialize()))
+	}
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("set the alias of %s, its MAC %v, its MTU %d, its txqueuelen %d and, if it gets an IPv6 address, its addr_gen_mode (does the kernel have IPv6?): %w",
+			a.IfName, a.MAC, a.MTU, txQueueLen, err)
+	}
+	return nil
 }
 
 func isNoLink(err error) bool {
@@ -112,18 +166,19 @@ func (p *pod) addRoutes(link netlink.Link, a Attachment) error {
 	return nil
 }
 
+// loopback is lo: each namespace's first device (LOOPBACK_IFINDEX in the kernel's net/flow.h).
+var loopback = &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}
+
 // raise gives the device its addresses, of which those that are there stay, and raises it. It says whether any was
 // not there.
 func (p *pod) raise(link netlink.Link, a Attachment) (added bool, err error) {
 	if added, err = p.addAddresses(link, a.Addresses); err != nil {
 		return added, err
 	}
-	lo, err := p.LinkByName("lo")
-	if err == nil {
-		err = p.LinkSetUp(lo)
-	}
-	if err != nil {
-		return added, fmt.Errorf("raise lo: %w", err)
+	if !p.loUp {
+		if err := p.LinkSetUp(loopback); err != nil {
+			return added, fmt.Errorf("raise lo: %w", err)
+		}
 	}
 	if err := p.LinkSetUp(link); err != nil {
 		return added, fmt.Errorf("raise %s: %w", a.IfName, err)
@@ -162,6 +217,9 @@ func (p *pod) enableIPv6(link netlink.Link) error {
 	})
 	if err != nil {
 		return fmt.Errorf("enable IPv6 in the pod (does the kernel have it?): %w", err)
+	}
+	if p.eui64 {
+		return nil
 	}
 	if err := p.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_EUI64); err != nil {
 		return fmt.Errorf("set addr_gen_mode eui64: %w", err)

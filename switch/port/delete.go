@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -65,16 +67,16 @@ func (t *TAP) deleteLink() error {
 		return fmt.Errorf("delete device %s: %w", device, err)
 	}
 	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	socket, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("delete device %s: open netlink socket in its network namespace: %w", device, err)
 	}
-	defer h.Close()
-	link, err := h.LinkByName(device)
-	if err == nil {
-		err = h.LinkDel(link)
-	}
-	if err != nil {
+	defer socket.Close()
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: socket}}
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC)) // without an index: by name
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(device)))
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("delete device %s: %w", device, err)
 	}
 	return nil

@@ -138,7 +138,10 @@ func (t *TAP) negotiate() error {
 	if err := unix.IoctlSetPointerInt(t.fds[0], unix.TUNSETVNETHDRSZ, wire.VirtioNetLen); err != nil {
 		return fmt.Errorf("TUNSETVNETHDRSZ: %w", err)
 	}
-	var err error
+	return t.setOffload()
+}
+
+func (t *TAP) setOffload() (err error) {
 	for _, caps := range offloads {
 		caps = caps.less(t.cfg.Without)
 		if err = unix.IoctlSetInt(t.fds[0], unix.TUNSETOFFLOAD, tunFlags(caps)); err == nil {

@@ -18,6 +18,9 @@ func (t *TAP) create() error {
 	if err := t.attachQueue(unix.IFF_TUN_EXCL); err != nil {
 		return err
 	}
+	if err := t.setOffload(); err != nil { // its virtio-net headers have the size of the basic ones, as we want them
+		return err
+	}
 	return t.attachRest()
 }
 
@@ -31,6 +34,9 @@ func (t *TAP) attach() error {
 	if err := t.attachQueue(0); err != nil {
 		return err
 	}
+	if err := t.negotiate(); err != nil {
+		return err
+	}
 	return t.attachRest()
 }
 
@@ -38,8 +44,8 @@ func (t *TAP) attach() error {
 // a flow moves to the queue that last wrote to it. Of a device that is up, as at a restart, the first queue gets all
 // frames until the others are there, some system calls later, and what follows in those may overtake them.
 func (t *TAP) attachRest() error {
-	if err := t.negotiate(); err != nil || t.cfg.Queues <= 1 {
-		return err
+	if t.cfg.Queues <= 1 {
+		return nil
 	}
 	var n int
 	if n, t.unsteered = t.cfg.Steering.queues(t.cfg.Queues); n > 1 {
