@@ -266,7 +266,7 @@ func (t *addition) persist() error {
 }
 
 func (t *addition) publish() error {
-	if err := t.m.publish(t.a, t.dev); err != nil {
+	if err := t.m.publish(t.a, t.dev, t.a.isLocated()); err != nil {
 		return err
 	}
 	t.m.keep(t.a, t.dev)

@@ -153,7 +153,7 @@ type entry struct {
 	dev  device // nil unless the attachment is published
 	fail error  // why its addresses could not be claimed
 
-	located bool // its namespace was found at the recorded path, which says nothing in a container without the host's /run or /proc
+	located bool // its namespace can be looked for: it was found by a path, which in a container without the host's /run and /proc it is not
 	mapped  bool // its port mappings are in force, or were when the agent ended
 }
 
@@ -286,14 +286,14 @@ func (m *Manager) forget(key string) {
 }
 
 // publish hands the attachment to the switch.
-func (m *Manager) publish(a Attachment, dev device) error {
+func (m *Manager) publish(a Attachment, dev device, located bool) error {
 	if err := m.cfg.Publish(a, dev); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e := m.entries[a.Key()]
-	e.a, e.dev, e.located = a, dev, a.isLocated()
+	e.a, e.dev, e.located = a, dev, located
 	return nil
 }
 

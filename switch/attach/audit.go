@@ -155,20 +155,19 @@ func (u *auditor) auditRecorded() {
 	if published := u.e.dev != nil; !u.m.stopped {
 		u.row.Published = &published
 	}
-	path := u.a.NetnsPath
 	fd, err := u.m.openRecorded(u.a)
-	if errors.Is(err, errGone) && u.e.dev != nil {
-		fd, path, err = openUsed(u.e)
-	}
-	if errors.Is(err, errGone) {
+	switch {
+	case errors.Is(err, errGone) && u.e.dev != nil && !u.e.located:
+		u.wrong("this agent has never seen its namespace at %s: mount the host's /run/netns into its container, or give that the host's processes", u.a.NetnsPath)
+		return
+	case errors.Is(err, errGone):
 		u.mend(err.Error(), "detached", func() error {
 			return u.m.del(context.WithoutCancel(u.ctx), Request{ContainerID: u.a.ContainerID, IfName: u.a.IfName, NetnsFD: -1})
 		})
 		return
-	}
-	if err == nil {
+	case err == nil:
 		defer unix.Close(fd)
-		u.row.Netns = path
+		u.row.Netns = u.a.NetnsPath
 		err = u.auditDevice(fd)
 	}
 	if err != nil {

@@ -104,10 +104,13 @@ func testSweepOfProcesses(t *testing.T, restarted bool) {
 	if _, err := n.Add(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
-	if restarted {
-		n.restart(t)
+	restart := func() {
+		if restarted {
+			n.restart(t)
+		}
 	}
 	for i, p := range processes {
+		restart()
 		if n.sweep(t.Context()); len(n.List()) != 1 {
 			t.Fatalf("the pod was swept when %d of its processes had ended", i)
 		}
@@ -120,6 +123,7 @@ func testSweepOfProcesses(t *testing.T, restarted bool) {
 		}
 		p.Wait()
 	}
+	restart()
 	if n.sweep(t.Context()); len(n.List()) != 1 {
 		t.Fatal("the pod was swept while its namespace had a name")
 	}

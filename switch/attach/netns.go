@@ -56,14 +56,35 @@ func openNetns(path string) (int, error) {
 	return fd, nil
 }
 
-// openRecorded opens the namespace that the attachment was made in; the error wraps errGone unless it is
-// still there.
+// openRecorded opens the namespace that the attachment was made in, wherever it is mounted or has a process by now; the error
+// wraps errGone unless it is still there.
 func (m *Manager) openRecorded(a Attachment) (int, error) {
 	if a.BootID != m.bootID {
 		return -1, fmt.Errorf("namespace %s %w: the machine was booted since", a.NetnsPath, errGone)
 	}
-	fd, err := openNetns(a.NetnsPath)
-	if errors.Is(err, unix.ENOENT) {
+	fd, err := a.openAt(a.NetnsPath)
+	if !errors.Is(err, errGone) {
+		return fd, err
+	}
+	paths, perr := netnsPaths()
+	if perr != nil {
+		return -1, perr
+	}
+	if path := paths[a.NetnsIno]; path == "" {
+		return -1, err
+	} else if fd, err = a.openAt(path); err != nil {
+		return -1, err
+	}
+	if err := a.isIn(fd); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// openAt opens the attachment's namespace if the path leads there.
+func (a Attachment) openAt(path string) (int, error) {
+	fd, err := openNetns(path)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
 		return -1, fmt.Errorf("namespace %s %w", a.NetnsPath, errGone)
 	}
 	if err != nil {
@@ -76,21 +97,16 @@ func (m *Manager) openRecorded(a Attachment) (int, error) {
 	return fd, nil
 }
 
-// openUsed opens the namespace of a pod that is served, where it is mounted or has a process by now, and returns that path;
-// the error wraps errGone if nobody uses it but we. While the pod is served, the namespace's number is no other's.
-func openUsed(e entry) (fd int, path string, err error) {
-	paths, err := netnsPaths()
+// isIn says that the attachment's device is in the namespace, by an error that wraps errGone if not: the number of a
+// namespace that has ended is soon another's.
+func (a Attachment) isIn(fd int) error {
+	p, err := openPod(fd)
 	if err != nil {
-		return -1, "", err
+		return err
 	}
-	if path = paths[e.a.NetnsIno]; path != "" {
-		fd, err = openNetns(path)
-		return fd, path, err
-	}
-	if !e.located {
-		return -1, "", fmt.Errorf("namespace %s was never seen by this agent: mount the host's /run/netns into its container, or give that the host's processes", e.a.NetnsPath)
-	}
-	return -1, "", fmt.Errorf("namespace %s %w, and nobody else is in it", e.a.NetnsPath, errGone)
+	defer p.Close()
+	_, err = p.ours(a.Key())
+	return err
 }
 
 // inNetns calls f on a thread inside the namespace. A thread that can't come back is ended, or whatever the

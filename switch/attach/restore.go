@@ -76,7 +76,7 @@ func (m *Manager) restore(e entry) error {
 		err = errors.Join(m.renewCopies(p, link, e.a), p.reconfigure(link, e.a))
 	}
 	if err == nil {
-		err = m.publish(e.a, dev)
+		err = m.publish(e.a, dev, true)
 	}
 	if err != nil {
 		return errors.Join(err, dev.Close()) // the device stays

@@ -96,8 +96,11 @@ func testRestoreForgets(t *testing.T, portType string) {
 		"another boot":                  func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.BootID = "00000000-0000-0000-0000-000000000000" },
 		"another namespace at the path": func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsIno++ },
 		"another file system":           func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsDev++ },
-		"no namespace at the path":      func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsPath = "/etc/passwd" },
-		"nothing at the path":           func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsPath += "x" },
+		"no namespace at the path":      func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsPath, a.NetnsIno = "/etc/passwd", 1 },
+		"nothing at the path":           func(_ *testing.T, _ *nstest.NS, a *Attachment) { a.NetnsPath, a.NetnsIno = a.NetnsPath+"x", 1 },
+		"another namespace of that number": func(t *testing.T, _ *nstest.NS, a *Attachment) {
+			a.NetnsPath, a.NetnsIno = a.NetnsPath+"x", inode(t, nstest.New(t).Path())
+		},
 		"a foreign device of that name": func(t *testing.T, ns *nstest.NS, _ *Attachment) {
 			run(t, ns, "ip link del eth0 && ip tuntap add eth0 mode tap && ip link set eth0 alias mine")
 		},
