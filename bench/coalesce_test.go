@@ -53,7 +53,7 @@ func newTapPodOf(t *testing.T, n int, cfg port.TAPConfig) *tapPod {
 	t.Helper()
 	p := &tapPod{ns: nstest.New(t)}
 	p.mac, p.v4, p.v6 = tapAddresses(n)
-	cfg.Device, cfg.PortName, cfg.NetnsPath = podDevice, fmt.Sprintf("pod%d", n), p.ns.Path()
+	cfg.Device, cfg.PortName = podDevice, fmt.Sprintf("pod%d", n)
 	p.ns.Do(t, func() {
 		var err error
 		p.tap, err = port.MakeTAP(cfg)

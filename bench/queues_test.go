@@ -189,7 +189,7 @@ func TestQueuesKeepTheOrderOfEveryFlow(t *testing.T) {
 			must(t, p.sw.Detach(context.Background(), p.id))
 			must(t, p.tap.Close())
 			p.ns.Do(t, func() {
-				cfg.Device, cfg.PortName, cfg.NetnsPath = podDevice, "again", p.ns.Path()
+				cfg.Device, cfg.PortName = podDevice, "again"
 				p.open(t, cfg)
 			})
 			p.attach(t, p.sw)

@@ -235,7 +235,7 @@ func (m *Manager) packetConfig(a Attachment) port.PacketConfig {
 }
 
 func (m *Manager) tapConfig(name string, a Attachment) port.TAPConfig {
-	return port.TAPConfig{Device: name, PortName: a.Name, NetnsPath: a.NetnsPath, Without: m.cfg.Without, Rings: m.cfg.Rings,
+	return port.TAPConfig{Device: name, PortName: a.Name, Without: m.cfg.Without, Rings: m.cfg.Rings,
 		Queues: a.Queues, Steering: m.cfg.Steering}
 }
 

@@ -58,13 +58,9 @@ func (t *TAP) Delete() (ended <-chan struct{}, err error) {
 }
 
 func (t *TAP) deleteLink() error {
-	device, err := t.deviceName()
+	device, ns, err := t.place()
 	if err != nil {
 		return fmt.Errorf("delete the device of port %s: %w", t.cfg.PortName, err)
-	}
-	ns, err := netnsOf(t.fds[0])
-	if err != nil {
-		return fmt.Errorf("delete device %s: %w", device, err)
 	}
 	defer ns.Close()
 	socket, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)

@@ -108,7 +108,7 @@ func newTAPPod(t testing.TB, n int, rings *Rings) *pod {
 func newPodOf(t testing.TB, n int, cfg TAPConfig) *pod {
 	t.Helper()
 	p := &pod{ns: nstest.New(t), pool: newTestPool(), rings: cfg.Rings}
-	cfg.Device, cfg.PortName, cfg.NetnsPath = "eth0", fmt.Sprintf("default/pod%d", n), p.ns.Path()
+	cfg.Device, cfg.PortName = "eth0", fmt.Sprintf("default/pod%d", n)
 	p.ns.Do(t, func() {
 		var err error
 		p.tap, err = MakeTAP(cfg)

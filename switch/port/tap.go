@@ -64,12 +64,11 @@ func CreateTAP(device string) error {
 
 // TAPConfig says which device MakeTAP makes or OpenTAP attaches, and what the port is called.
 type TAPConfig struct {
-	Device    string // in the calling thread's network namespace
-	PortName  string // for operators
-	PortKind  string // "tap" when empty
-	NetnsPath string // where the device lives, for reading its drop counter; "" is the agent's own
-	Without   Caps   // offloads to leave off
-	Rings     *Rings // that frames are read and written with; nil has a system call for each frame
+	Device   string // in the calling thread's network namespace
+	PortName string // for operators
+	PortKind string // "tap" when empty
+	Without  Caps   // offloads to leave off
+	Rings    *Rings // that frames are read and written with; nil has a system call for each frame
 
 	// Queues above 1 are how many a device gets that was made with Queues above 1. There are fewer where Steering has
 	// fewer workers, and one where it is nil or fails: without it, two queues reorder flows. A device keeps its kind, and
