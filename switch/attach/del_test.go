@@ -79,6 +79,38 @@ func testSweep(t *testing.T, portType string) {
 	n.assertNothing(t, stays, unseen)
 }
 
+// A DEL that fails isn't always repeated: what it has left of a pod is swept with the pod's namespace, and not before.
+func TestSweepAfterAFailedDel(t *testing.T) { bothTypes(t, testSweepAfterAFailedDel) }
+
+func testSweepAfterAFailedDel(t *testing.T, portType string) {
+	_, steps := stepsOf(t, portType)
+	n := newNode(t, ofType(portType))
+	for _, step := range steps[:len(steps)-1] {
+		t.Run(step, func(t *testing.T) {
+			n.failAt("")
+			n.add(t, nstest.New(t), "c1")
+			n.failAt(step)
+			if err := n.Del(t.Context(), Request{ContainerID: "c1", IfName: "eth0", NetnsFD: -1}); !errors.Is(err, errInjected) {
+				t.Fatal(err)
+			}
+			n.failAt("")
+			if n.sweep(t.Context()); len(n.snapshot()) != 1 {
+				t.Error("a pod was swept whose namespace is there")
+			}
+		})
+		for range 100 {
+			if n.sweep(t.Context()); len(n.snapshot()) == 0 {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		n.assertNothing(t)
+		if t.Failed() {
+			t.Fatalf("at the step %q", step)
+		}
+	}
+}
+
 // A pod whose path is that of its first process, as ctr gives it, stays while any of its processes lives or its namespace has
 // a name, and goes with the last of them.
 func TestSweepOfProcesses(t *testing.T) {

@@ -97,9 +97,10 @@ func (m *Manager) sweep(ctx context.Context) {
 	}
 }
 
-// vanished asks used, which is netnsPaths or what it has returned, only about a namespace that isn't where it was.
+// vanished asks used, which is netnsPaths or what it has returned, only about a namespace that isn't where it was. It is about
+// pods without a device, too: of a DEL that failed half way and isn't repeated.
 func (m *Manager) vanished(e entry, used func() (map[uint64]string, error)) bool {
-	return e.dev != nil && (e.dev.Gone() || e.located && !isUsed(e.a, used))
+	return e.dev != nil && e.dev.Gone() || e.located && !isUsed(e.a, used)
 }
 
 // sweepOne looks again while nobody else works on the attachment: a DEL and an ADD of the same key may have come
