@@ -5,7 +5,7 @@ SHELL := /bin/bash
 FUZZTIME ?= 4s
 FLAGS ?=
 
-.PHONY: help deps test-deps build deb check test test-long fuzz demo bench clean
+.PHONY: help deps test-deps runtime-deps build deb check test test-long fuzz demo bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 11
@@ -20,18 +20,30 @@ deps: ## install what build and demo need and the machine lacks (a C compiler fo
 	@need=(); command -v cc >/dev/null || need+=(gcc libc6-dev); command -v ip >/dev/null || need+=(iproute2); $(install)
 	@command -v go >/dev/null || { echo "Go is missing; install it from go.dev or Debian's backports"; exit 1; }
 
-# containernetworking's plugins, which ours is chained with and delegates to, are built once per version. The
-# folder's name is in bench/nstest/cniplugins.go, too; it appears when it is complete.
-cni_plugins = $${XDG_CACHE_HOME:-$$HOME/.cache}/tapyard/cni-plugins-v1.9.1
+# Programs that tests need are built once per version, each in a folder that appears when it is complete and
+# that bench/nstest/cache.go knows by its name.
+cache = $${XDG_CACHE_HOME:-$$HOME/.cache}/tapyard
+
+# $(call build,FOLDER-VERSION,MODULE,PROGRAMS) builds the module's programs there; a module of our own because
+# 'go install' also asks the proxy which versions there are, which some proxies don't tell.
+build = dir=$(cache)/$(1); [[ -d $$dir ]] || { echo "building $$dir"; mkdir -p $(cache); tmp=$$(mktemp -d $$dir.XXXXXX); \
+  mkdir $$tmp/bin; cd $$tmp; export CGO_ENABLED=0 GOFLAGS='-mod=mod -buildvcs=false' GOWORK=off; \
+  go mod init tools 2>/dev/null; go mod edit -require=$(2)@$${dir\#\#*-}; \
+  go build -trimpath -ldflags '-s -w' -o bin/ $(addprefix $(2)/,$(3)); rm -rf $$dir; mv -T bin $$dir; rm -rf $$tmp; }
 
 # Open vSwitch runs as a child of the tests; the package's own service is not used.
 test-deps: deps ## install what tests need besides: other VXLAN speakers, other decoders of packets, DPDK's tables
 	@need=(); for p in ovs-vswitchd:openvswitch-switch tshark:tshark tcpdump:tcpdump ethtool:ethtool nft:nftables scapy3:python3-scapy vde_switch:vde2 nebula:nebula systemd-analyze:systemd ping:iputils-ping nsenter:util-linux; do \
 	  command -v "$${p%:*}" >/dev/null || need+=("$${p#*:}"); done; \
 	  $(libdpdk) || need+=(libdpdk-dev pkg-config); $(install)
-	@dir=$(cni_plugins); [[ -x $$dir/bridge ]] || { echo "building $$dir"; tmp=$$(mktemp -d $$(mkdir -p $$(dirname $$dir); echo $$dir).XXXXXX); \
-	  GOBIN=$$tmp CGO_ENABLED=0 GOFLAGS= go install github.com/containernetworking/plugins/plugins/{main/bridge,ipam/{host-local,static,dhcp},meta/{portmap,bandwidth,tuning,sbr}}@$${dir##*-}; \
-	  chmod 755 $$tmp; rm -rf $$dir; mv -T $$tmp $$dir; }
+	@$(call build,cni-plugins-v1.9.1,github.com/containernetworking/plugins,$(addprefix plugins/,main/bridge ipam/host-local ipam/static ipam/dhcp meta/portmap meta/bandwidth meta/tuning meta/sbr))
+
+# Debian's own containerd, podman and their plugins are used, too. No service is started: daemons run as children of tests.
+runtime-deps: test-deps ## install what `make test-long` needs besides: container runtimes
+	@need=(); for p in containerd podman runc; do command -v $$p >/dev/null || need+=($$p); done; \
+	  for p in busybox-static containernetworking-plugins; do dpkg -s $$p >/dev/null 2>&1 || need+=($$p); done; $(install)
+	@$(call build,containerd-v2.3.6,github.com/containerd/containerd/v2,cmd/containerd cmd/containerd-shim-runc-v2)
+	@$(call build,cri-tools-v1.36.0,sigs.k8s.io/cri-tools,cmd/crictl)
 
 build: ## bin/tapyard and bin/tapyard-cni
 	@mkdir -p bin
@@ -52,9 +64,9 @@ test: test-deps build ## everything but test-long, as root: all tests, then the 
 	NETNS_REQUIRED=1 go test -count=1 -short -race -timeout 8m ./...
 
 # The tests are those that look at TAPYARD_LONG, and nothing else.
-test-long: test-deps build ## what takes longer, after `make test`: a fuzz of every parser; an agent killed 100 times under 50 pods that talk; 20 restarts, kills and upgrades by systemd
+test-long: runtime-deps build ## what takes longer, after `make test`: a fuzz of every parser; containers of containerd and podman; an agent killed 100 times under 50 pods that talk; 20 restarts, kills and upgrades by systemd
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=10s
-	TAPYARD_LONG=1 NETNS_REQUIRED=1 go test -count=1 -p 1 -timeout 30m -run 'TestKillsKeepPods|TestServiceRestartsUnnoticed' ./cmd/tapyard
+	TAPYARD_LONG=1 NETNS_REQUIRED=1 go test -count=1 -p 1 -timeout 30m -run 'TestRuntime|TestKillsKeepPods|TestServiceRestartsUnnoticed' ./cmd/tapyard
 
 # At the end of its time the go command sometimes takes its own deadline for a failure ("context deadline
 # exceeded", golang/go#75804, mended in Go 1.27). A real failure writes the input that caused it, so without

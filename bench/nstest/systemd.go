@@ -1,9 +1,7 @@
 package nstest
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,8 +18,6 @@ const (
 	systemdProgram = "/usr/lib/systemd/systemd"
 	// systemdVerb is the first argument of a test binary that becomes a service manager.
 	systemdVerb = "nstest-systemd"
-	// cgroupDir is where the hierarchy of service managers is mounted, beside that of the machine.
-	cgroupDir = "/run/nstest-cgroup"
 	// bootPatience is for a machine under load.
 	bootPatience = 20 * time.Second
 )
@@ -36,15 +32,18 @@ type Systemd struct {
 // NewSystemd boots a service manager, which ends with the test. A machine without systemd fails the test.
 func NewSystemd(t testing.TB, ns *NS) *Systemd {
 	t.Helper()
-	cgroup, err := prepareSystemd()
+	if _, err := os.Stat(systemdProgram); err != nil {
+		t.Fatalf("nstest: %v (Debian's package systemd)", err)
+	}
+	cgroups, err := makeCgroups()
 	if err != nil {
-		t.Fatalf("nstest: prepare a service manager (Debian's package systemd): %v", err)
+		t.Fatalf("nstest: make cgroups for a service manager: %v", err)
 	}
 	console, err := os.Create(filepath.Join(t.TempDir(), "console"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/proc/self/exe", systemdVerb, ns.Path(), cgroup)
+	cmd := exec.Command("/proc/self/exe", systemdVerb, ns.Path(), strings.Join(cgroups, ":"))
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC}
 	if err := cmd.Start(); err != nil {
@@ -58,8 +57,10 @@ func NewSystemd(t testing.TB, ns *NS) *Systemd {
 			text, _ := os.ReadFile(console.Name())
 			t.Logf("the service manager's console:\n%s", text)
 		}
-		if err := removeCgroup(cgroup); err != nil {
-			t.Errorf("nstest: remove the cgroup of a service manager: %v", err)
+		for _, cgroup := range cgroups {
+			if err := removeCgroup(cgroup); err != nil {
+				t.Errorf("nstest: remove a cgroup of a service manager: %v", err)
+			}
 		}
 	})
 	for deadline := time.Now().Add(bootPatience); ; time.Sleep(20 * time.Millisecond) {
@@ -76,43 +77,11 @@ func (s *Systemd) Path(file string) string { return fmt.Sprintf("/proc/%d/root%s
 
 // Command returns a command that executes the program beside the service manager.
 func (s *Systemd) Command(name string, args ...string) *exec.Cmd {
-	return exec.Command("nsenter", append([]string{"--target", strconv.Itoa(s.pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--", name}, args...)...)
-}
-
-// prepareSystemd makes what the process that will be PID 1 can't make inside: a cgroup.
-func prepareSystemd() (cgroup string, err error) {
-	if _, err := os.Stat(systemdProgram); err != nil {
-		return "", err
-	}
-	if err := os.Mkdir(cgroupDir, 0o755); err == nil {
-		if err := unix.Mount("cgroup", cgroupDir, "cgroup", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "none,name=systemd"); err != nil {
-			return "", fmt.Errorf("mount the cgroup hierarchy name=systemd: %w", err)
-		}
-	} else if !errors.Is(err, fs.ErrExist) {
-		return "", err
-	}
-	return os.MkdirTemp(cgroupDir, "tapyard-nstest-")
-}
-
-// removeCgroup removes the cgroup and those in it, whose processes have just been killed.
-func removeCgroup(dir string) (err error) {
-	for range 100 {
-		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
-			if d != nil && d.IsDir() {
-				defer os.Remove(path) // the innermost first need several rounds
-			}
-			return nil
-		})
-		if err = os.Remove(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return err
+	return exec.Command("nsenter", append([]string{"--target", strconv.Itoa(s.pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--", name}, args...)...)
 }
 
 // becomeSystemd turns this process, the first of its namespaces, into a service manager; it returns only on failure.
-func becomeSystemd(netns, cgroup string) error {
+func becomeSystemd(netns, cgroups string) error {
 	runtime.LockOSThread()
 	file, err := os.Open(netns)
 	if err != nil {
@@ -121,8 +90,10 @@ func becomeSystemd(netns, cgroup string) error {
 	if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter %s: %w", netns, err)
 	}
-	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
-		return err
+	for cgroup := range strings.SplitSeq(cgroups, ":") {
+		if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
+			return err
+		}
 	}
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return err
@@ -135,14 +106,17 @@ func becomeSystemd(netns, cgroup string) error {
 	return unix.Exec(systemdProgram, []string{systemdProgram, "--system", "--log-target=console", "--show-status=no"}, env)
 }
 
+// mount holds the arguments of mount(2).
+type mount struct {
+	from, to, fstype string
+	flags            uintptr
+	data             string
+}
+
 // makeRoot makes the new root and moves there.
 func makeRoot() error {
 	const root = "/tmp"
-	mounts := []struct {
-		from, to, fstype string
-		flags            uintptr
-		data             string
-	}{
+	mounts := []mount{
 		{"", "/", "", unix.MS_REC | unix.MS_SLAVE, ""},
 		{"root", "", "tmpfs", 0, "mode=0755"},
 		{"/usr", "/usr", "", unix.MS_BIND | unix.MS_REC, ""},
@@ -153,7 +127,13 @@ func makeRoot() error {
 		{"run", "/run", "tmpfs", 0, "mode=0755"},
 		{netnsDir, netnsDir, "", unix.MS_BIND | unix.MS_REC, ""},
 		{"cgroup", "/sys/fs/cgroup", "tmpfs", 0, "mode=0755"},
-		{"cgroup", "/sys/fs/cgroup/systemd", "cgroup", 0, "none,name=systemd"},
+	}
+	hierarchies, err := ownCgroups()
+	if err != nil {
+		return err
+	}
+	for _, h := range hierarchies { // or systemd, which only knows cpu and cpuacct joined, leaves them out where they are apart
+		mounts = append(mounts, mount{"cgroup", "/sys/fs/cgroup/" + h.name, h.fstype, 0, h.data})
 	}
 	for _, m := range mounts {
 		to := root + m.to
@@ -179,7 +159,11 @@ func makeRoot() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	return unix.Unmount("/old", unix.MNT_DETACH)
+	if err := unix.Unmount("/old", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	// As on a machine: what a container runtime mounts is seen by services with mounts of their own.
+	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
 }
 
 // targets are units that others refer to; here they have nothing to wait for.

@@ -31,9 +31,22 @@ func TestSystemd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// From the mount namespace of the service itself.
-	text, err := s.Command("grep", later.Path(), "/proc/"+strings.TrimSpace(string(pid))+"/mountinfo").CombinedOutput()
+	if out, err := s.Command("sh", "-ec", "mkdir /run/late; mount -t tmpfs late /run/late").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, path := range []string{later.Path(), "/run/late"} { // from the mount namespace of the service itself
+		text, err := s.Command("grep", path, "/proc/"+strings.TrimSpace(string(pid))+"/mountinfo").CombinedOutput()
+		if err != nil {
+			t.Errorf("the service doesn't see %s: %v %s", path, err, text)
+		}
+	}
+	cgroups, err := os.ReadFile(s.Path("/proc/1/cgroup"))
 	if err != nil {
-		t.Errorf("the service doesn't see %s: %v %s", later.Path(), err, text)
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(cgroups)) {
+		if !strings.Contains(line, "/tapyard-nstest-") {
+			t.Errorf("the service manager is in a cgroup of the machine's: %s", line)
+		}
 	}
 }

@@ -309,13 +309,18 @@ func TestServiceReload(t *testing.T) {
 	}
 }
 
-// noWarnings asserts that the agent had nothing to complain about, except that a container may lack CAP_SYS_RESOURCE, by
-// which the unit has more locked memory.
 func (s *service) noWarnings() {
 	s.t.Helper()
-	for line := range strings.Lines(s.log()) {
+	assertNoWarnings(s.t, s.log())
+}
+
+// assertNoWarnings asserts that an agent had nothing to complain about, except that a container may lack CAP_SYS_RESOURCE, by
+// which the unit has more locked memory.
+func assertNoWarnings(t *testing.T, log string) {
+	t.Helper()
+	for line := range strings.Lines(log) {
 		if (strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR")) && !strings.Contains(line, "RLIMIT_MEMLOCK") {
-			s.t.Errorf("in the log: %s", line)
+			t.Errorf("in the log: %s", line)
 		}
 	}
 }
