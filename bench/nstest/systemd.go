@@ -45,14 +45,22 @@ func NewSystemd(t testing.TB, ns *NS) *Systemd {
 	}
 	cmd := exec.Command("/proc/self/exe", systemdVerb, ns.Path(), strings.Join(cgroups, ":"))
 	cmd.Stdout, cmd.Stderr = console, console
-	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC}
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC, Pdeathsig: unix.SIGKILL}
+	started, waited := make(chan error), make(chan struct{})
+	go func() { // by a thread of its own, whose end is this process's: then the kernel sends Pdeathsig
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		started <- cmd.Start()
+		<-waited
+	}()
+	if err := <-started; err != nil {
 		t.Fatalf("nstest: start a service manager: %v", err)
 	}
 	s := &Systemd{pid: cmd.Process.Pid}
 	t.Cleanup(func() {
 		cmd.Process.Kill() // and with it all that runs there
 		cmd.Wait()
+		close(waited)
 		if t.Failed() {
 			text, _ := os.ReadFile(console.Name())
 			t.Logf("the service manager's console:\n%s", text)
