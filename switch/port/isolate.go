@@ -41,10 +41,13 @@ func isolate(link netlink.Link, uplink bool) error {
 			return err
 		}
 	}
-	c, err := nftables.New()
+	c, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return fmt.Errorf("reach nftables: %w", err)
 	}
+	// After a transaction the kernel closes the socket only when what was replaced is gone, an RCU grace period or 10 ms later:
+	// the guard is there by then, and at a start frames wait.
+	defer func() { go c.CloseLasting() }()
 	guard, policy, chain := guardOf(device), nftables.ChainPolicyDrop, podChain
 	if uplink {
 		chain = uplinkChain

@@ -104,7 +104,7 @@ func sendsUSO() bool {
 	if err != nil {
 		return false
 	}
-	defer unix.Close(fd)
+	defer func() { go unix.Close(fd) }() // which takes the kernel an RCU grace period, of 10 ms, in which a start has frames wait
 	lo, err := net.InterfaceByName("lo")
 	if err != nil || unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1) != nil {
 		return false
