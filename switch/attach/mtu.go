@@ -18,19 +18,17 @@ import (
 
 // MTUOf returns the MTU of the interface that has the address.
 func MTUOf(a netip.Addr) (int, error) {
-	links, err := netlink.LinkList()
+	addrs, err := netlink.AddrList(nil, familyOf(a))
 	if err != nil {
-		return 0, fmt.Errorf("list interfaces: %w", err)
+		return 0, fmt.Errorf("list the addresses of this node: %w", err)
 	}
-	for _, l := range links {
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
-		if err != nil {
-			return 0, fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
-		}
-		for _, have := range addrs {
-			if have.IP.Equal(a.AsSlice()) {
-				return l.Attrs().MTU, nil
+	for _, have := range addrs {
+		if have.IP.Equal(a.AsSlice()) {
+			link, err := netlink.LinkByIndex(have.LinkIndex)
+			if err != nil {
+				return 0, fmt.Errorf("interface with address %s: %w", a, err)
 			}
+			return link.Attrs().MTU, nil
 		}
 	}
 	return 0, fmt.Errorf("configuration: underlay %s is on no interface of this node; use one that 'ip address' lists", a)

@@ -3,6 +3,7 @@ package attach
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -59,6 +60,35 @@ func checkOwn(local netip.Addr) error {
 		return fmt.Errorf("underlay %v is on no interface of this node any more ('ip address')", local)
 	}
 	return nil
+}
+
+// InterfaceAddress is an address of an interface of this node, with the length of its network.
+type InterfaceAddress struct {
+	Device string
+	Prefix netip.Prefix
+}
+
+// InterfaceAddresses returns all of them, in the network namespace of the caller's thread. It asks the kernel three times,
+// however many interfaces there are.
+func InterfaceAddresses() (all []InterfaceAddress, err error) {
+	links, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("list the node's interfaces: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Index] = l.Name
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		addrs, err := netlink.AddrList(nil, family)
+		if err != nil {
+			return nil, fmt.Errorf("list the addresses of the node's interfaces: %w", err)
+		}
+		for _, a := range addrs {
+			all = append(all, InterfaceAddress{names[a.LinkIndex], prefixOf(a.IPNet)})
+		}
+	}
+	return all, nil
 }
 
 func familyOf(a netip.Addr) int {

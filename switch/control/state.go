@@ -3,11 +3,10 @@
 package control
 
 import (
-	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
+	"tapyard/switch/attach"
 	"tapyard/switch/wire"
 )
 
@@ -74,25 +73,12 @@ type LocalNetwork struct {
 
 // LocalNetworks returns the networks of this node's interfaces, in the network namespace of the caller's
 // thread, except those of the devices that are named: the switch's own.
-func LocalNetworks(except ...string) ([]LocalNetwork, error) {
-	devices, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("list the node's interfaces: %w", err)
-	}
-	var networks []LocalNetwork
-	for _, d := range devices {
-		if slices.Contains(except, d.Name) {
-			continue
-		}
-		assigned, err := d.Addrs()
-		if err != nil {
-			return nil, fmt.Errorf("list the addresses of interface %s: %w", d.Name, err)
-		}
-		for _, a := range assigned {
-			if p, err := netip.ParsePrefix(a.String()); err == nil { // an interface's is always a prefix
-				networks = append(networks, LocalNetwork{d.Name, p.Masked()})
-			}
+func LocalNetworks(except ...string) (networks []LocalNetwork, err error) {
+	assigned, err := attach.InterfaceAddresses()
+	for _, a := range assigned {
+		if !slices.Contains(except, a.Device) {
+			networks = append(networks, LocalNetwork{a.Device, a.Prefix.Masked()})
 		}
 	}
-	return networks, nil
+	return networks, err
 }
