@@ -69,19 +69,26 @@ func every(ctx context.Context, interval time.Duration, f func() error) error {
 	}
 }
 
+// removedHint is what to do about rules that were there and aren't any more.
+const removedHint = "another program has removed it, perhaps by 'nft flush ruleset'; have that one flush its own tables only"
+
 func (a *agent) restoreRules() {
-	const hint = "another program has removed it, perhaps by 'nft flush ruleset'; have that one flush its own tables only"
 	if restored, err := a.restoreEgress(); err != nil {
 		a.log.Error("check the masquerading", "error", err)
 	} else if restored {
-		a.log.Warn("masquerading restored", "why", hint)
+		a.log.Warn("masquerading restored", "why", removedHint)
 	}
+	a.keepHostOff()
+}
+
+// keepHostOff guards those devices again whose guard is gone.
+func (a *agent) keepHostOff() {
 	restored, err := a.restoreGuards()
 	if err != nil {
 		a.log.Error("check the guards of devices", "error", err)
 	}
 	if len(restored) > 0 {
-		a.log.Warn("guards restored, without which the host's stack sees what arrives at the devices", "devices", restored, "why", hint)
+		a.log.Warn("guards restored, without which the host's stack sees what arrives at the devices", "devices", restored, "why", removedHint)
 	}
 }
 

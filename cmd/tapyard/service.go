@@ -184,7 +184,8 @@ func (a *agent) remember() {
 	}
 }
 
-// handOver writes the tables down when the workers have stopped.
+// handOver writes the tables down while the workers still run: that takes 10 ms, in which frames would wait. What they
+// learn meanwhile, the next process learns as well.
 func (a *agent) handOver() error {
 	if a.memory == nil {
 		return nil

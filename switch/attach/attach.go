@@ -186,7 +186,7 @@ func Open(cfg Config) (*Manager, error) {
 	if m.store, err = openOrCreate(filepath.Join(cfg.StateDir, database), m.agent); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(m.load(), removeTemporary(m.prefix)); err != nil {
+	if err := m.load(); err != nil {
 		return nil, errors.Join(err, m.store.close())
 	}
 	return m, nil

@@ -170,13 +170,3 @@ func removeAt(req Request) error {
 	defer p.Close()
 	return p.remove(req.key())
 }
-
-// drop ends what we know of an attachment that has no device any more.
-func (m *Manager) drop(key string) error {
-	if err := m.store.delete(key); err != nil {
-		return err
-	}
-	m.release(key)
-	m.forget(key)
-	return nil
-}

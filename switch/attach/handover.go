@@ -1,6 +1,10 @@
 package attach
 
-import "tapyard/switch/port"
+import (
+	"golang.org/x/sys/unix"
+
+	"tapyard/switch/port"
+)
 
 // hostStoreName is what the store calls tapyard0's descriptor.
 const hostStoreName = "host"
@@ -23,14 +27,13 @@ func (m *Manager) unkeep(key string) {
 	}
 }
 
-// inherit opens a recorded attachment's port with the descriptors that were kept, in the calling thread's network
-// namespace, where a TAP is called name; nil without an error if there are none that fit.
-func (m *Manager) inherit(name string, a Attachment) (dev device) {
+// inherit opens a recorded attachment's port with the descriptors that were kept; nil if there are none that fit.
+func (m *Manager) inherit(a Attachment) (dev device) {
 	_, err := m.cfg.Store.Adopt(podStoreName(a.Key()), func(fds []int) (err error) {
 		if a.PortType == Veth {
 			dev, err = opened(port.AdoptPacket(m.packetConfig(a), fds))
 		} else {
-			dev, err = opened(port.AdoptTAP(m.tapConfig(name, a), fds))
+			dev, err = opened(port.AdoptTAP(m.tapConfig("", a), port.Netns{Dev: a.NetnsDev, Ino: a.NetnsIno}, fds))
 		}
 		return err
 	})
@@ -40,13 +43,41 @@ func (m *Manager) inherit(name string, a Attachment) (dev device) {
 	return dev
 }
 
-// reopen opens the port of a recorded attachment, in the calling thread's network namespace.
-func (m *Manager) reopen(name string, a Attachment) (dev device, err error) {
-	if dev = m.inherit(name, a); dev != nil {
+// open opens the port of a recorded attachment.
+func (m *Manager) open(a Attachment) (dev device, err error) {
+	if dev = m.inherit(a); dev != nil {
 		return dev, nil
 	}
-	if dev, err = m.openDevice(name, a); err == nil {
+	if a.PortType == Veth {
+		dev, err = m.reopenPair(a)
+	} else {
+		dev, err = m.reopenTAP(a)
+	}
+	if err == nil {
 		m.keep(a, dev)
 	}
+	return dev, err
+}
+
+// reopenTAP opens the device inside the pod.
+func (m *Manager) reopenTAP(a Attachment) (dev device, err error) {
+	fd, err := m.openRecorded(a)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	p, err := openPod(fd)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	link, err := p.ours(a.Key())
+	if err != nil {
+		return nil, err
+	}
+	err = inNetns(fd, func() (err error) {
+		dev, err = m.openDevice(link.Attrs().Name, a)
+		return err
+	})
 	return dev, err
 }

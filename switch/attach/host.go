@@ -2,7 +2,6 @@ package attach
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -51,32 +50,24 @@ func Gateway(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Nex
 // Local returns the second one (.2, ::2), which is the switch's own.
 func Local(subnet netip.Prefix) netip.Addr { return Gateway(subnet).Next() }
 
-// OpenHost makes tapyard0 or takes over the one that is there, with its addresses.
+// OpenHost makes tapyard0 or takes over the one that is there. SetUp, which frames of pods needn't wait for, gives it its
+// addresses.
 func OpenHost(cfg HostConfig) (*Host, error) {
-	h := &Host{cfg: cfg}
-	if _, err := netlink.LinkByName(HostDevice); errors.As(err, &netlink.LinkNotFoundError{}) {
-		if err := port.CreateTAP(HostDevice); err != nil {
-			return nil, err
-		}
-	}
-	var err error
-	if h.link, err = netlink.LinkByName(HostDevice); err != nil {
-		return nil, fmt.Errorf("host device %s: %w", HostDevice, err)
-	}
-	if h.TAP, err = openHostTAP(cfg); err != nil {
+	tap, err := openHostTAP(cfg)
+	if err != nil {
 		return nil, err
 	}
-	if err := h.setUp(); err != nil {
-		return nil, errors.Join(fmt.Errorf("host device %s: %w", HostDevice, err), h.TAP.Close())
-	}
-	return h, nil
+	return &Host{cfg: cfg, TAP: tap, MAC: hostMAC(cfg.RouterMAC)}, nil
 }
 
 // openHostTAP attaches to tapyard0, by the descriptor that the process before has left if it did.
 func openHostTAP(cfg HostConfig) (tap *port.TAP, err error) {
 	c := port.TAPConfig{Device: HostDevice, PortName: HostDevice, PortKind: "host", Without: cfg.Without, Rings: cfg.Rings}
-	adopted, err := cfg.Store.Adopt(hostStoreName, func(fds []int) (err error) {
-		tap, err = port.AdoptTAP(c, fds)
+	adopted, err := cfg.Store.Adopt(hostStoreName, func(fds []int) error {
+		here, err := port.OwnNetns()
+		if err == nil {
+			tap, err = port.AdoptTAP(c, here, fds)
+		}
 		return err
 	})
 	if err != nil {
@@ -84,6 +75,11 @@ func openHostTAP(cfg HostConfig) (tap *port.TAP, err error) {
 	}
 	if adopted {
 		return tap, nil
+	}
+	if _, err := netlink.LinkByName(HostDevice); isNoLink(err) {
+		if err := port.CreateTAP(HostDevice); err != nil {
+			return nil, err
+		}
 	}
 	if tap, err = port.OpenTAP(c); err == nil {
 		if err := cfg.Store.Keep(hostStoreName, tap.FDs()...); err != nil {
@@ -100,8 +96,18 @@ func hostMAC(router wire.MAC) wire.MAC {
 	return wire.MAC{0x06, sum[0], sum[1], sum[2], sum[3], sum[4]}
 }
 
-func (h *Host) setUp() error {
-	h.MAC = hostMAC(h.cfg.RouterMAC)
+// SetUp makes tapyard0 what it has to be, as it is already after a restart. It comes before the other methods.
+func (h *Host) SetUp() error {
+	if err := h.setUp(); err != nil {
+		return fmt.Errorf("host device %s: %w", HostDevice, err)
+	}
+	return nil
+}
+
+func (h *Host) setUp() (err error) {
+	if h.link, err = netlink.LinkByName(HostDevice); err != nil {
+		return err
+	}
 	steps := []func() error{
 		func() error { return netlink.LinkSetHardwareAddr(h.link, net.HardwareAddr(h.MAC[:])) },
 		func() error { return netlink.LinkSetMTU(h.link, h.cfg.MTU) },

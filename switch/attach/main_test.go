@@ -96,6 +96,7 @@ func (n *node) reopen(t *testing.T) {
 	t.Helper()
 	clear(n.ports)
 	n.open(t)
+	n.Reopen()
 	if err := n.Restore(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -375,6 +376,7 @@ func agentMain(dir string) {
 		step:     killedAt(os.Getenv(stepEnv)),
 	})
 	if err == nil {
+		m.Reopen()
 		err = errors.Join(m.Restore(context.Background()), m.Reconcile(context.Background()))
 	}
 	if err == nil {

@@ -122,6 +122,9 @@ func TestHostSetMTU(t *testing.T) {
 	ns := nstest.New(t)
 	ns.Do(t, func() {
 		h, err := OpenHost(HostConfig{Subnets: dualStack, RouterMAC: wire.RouterMAC("n1"), MTU: 1430})
+		if err == nil {
+			err = h.SetUp()
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

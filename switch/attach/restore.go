@@ -4,17 +4,61 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// Restore publishes the recorded attachments again. Those whose pod is gone are forgotten. One that can't be
-// restored is logged and stays recorded for its DEL. Guards of uplinks are pruned as well: the caller has opened
-// its own before.
+// reopening is how many devices Reopen opens at once. For most of it they wait for the kernel's RTNL lock, which is handed
+// from one who waits to the next; one by one, each would wait anew behind whatever else the node does to its devices.
+const reopening = 16
+
+// Reopen publishes the recorded attachments whose devices it can open, by the descriptors that a predecessor has left if
+// it did, and doesn't look at anything else: frames are waiting. Restore, which comes after it, sees to the rest.
+func (m *Manager) Reopen() {
+	entries := m.snapshot()
+	devs := make([]device, len(entries))
+	var opening sync.WaitGroup
+	slots := make(chan struct{}, reopening)
+	for i, e := range entries {
+		if e.fail != nil || e.a.BootID != m.bootID {
+			continue
+		}
+		slots <- struct{}{}
+		opening.Go(func() {
+			devs[i], _ = m.open(e.a) // Restore tries again, and tells
+			<-slots
+		})
+	}
+	opening.Wait()
+	for i, dev := range devs { // in the order in which pods came
+		if dev == nil {
+			continue
+		}
+		if err := m.publish(entries[i].a, dev, false); err != nil { // Restore looks for the pod
+			m.cfg.Log.Error("pod not served at once", "port", entries[i].a.Name, "err", errors.Join(err, dev.Close()))
+		}
+	}
+}
+
+// note has an attachment's entry say what its record says, and that its pod was found.
+func (m *Manager) note(a Attachment) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.entries[a.Key()]
+	e.a, e.located = a, true
+}
+
+// Restore publishes the recorded attachments that aren't, and gives all pods back what they have lost meanwhile. Those
+// whose pod is gone are forgotten. One that can't be restored is logged and stays recorded for its DEL. Guards of uplinks
+// are pruned as well: the caller has opened its own before.
 func (m *Manager) Restore(ctx context.Context) error {
 	start := time.Now()
+	if err := removeTemporary(m.prefix); err != nil {
+		return err
+	}
 	var restored, gone, failed int
 	for _, e := range m.snapshot() {
 		if err := ctx.Err(); err != nil {
@@ -27,9 +71,12 @@ func (m *Manager) Restore(ctx context.Context) error {
 		case errors.Is(err, errGone):
 			gone++
 			m.cfg.Log.Info("forget a pod that went while the agent was down", "port", e.a.Name, "attachment", e.a.Key(), "why", err)
-			if err := errors.Join(removePair(e.a.Key()), m.releaseIPAM(ctx, e.a, Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName}), m.drop(e.a.Key())); err != nil {
+			if err := m.del(ctx, Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1}); err != nil {
 				return fmt.Errorf("forget %s: %w", e.a.Key(), err)
 			}
+		case e.dev != nil:
+			failed++
+			m.cfg.Log.Error("pod is served, but not all of it could be restored", "port", e.a.Name, "attachment", e.a.Key(), "err", err)
 		default:
 			failed++
 			m.cfg.Log.Error("pod not restored; it stays cut off until it is created anew or the agent restarts", "port", e.a.Name, "attachment", e.a.Key(), "err", err)
@@ -60,28 +107,26 @@ func (m *Manager) restore(e entry) error {
 	if e.fail != nil {
 		return e.fail
 	}
-	var dev device
-	if e.a.PortType == Veth {
-		dev, err = m.reopenPair(e.a)
-	} else {
-		err = inNetns(fd, func() (err error) {
-			dev, err = m.reopen(link.Attrs().Name, e.a)
+	dev := e.dev
+	if dev == nil {
+		if dev, err = m.open(e.a); err != nil {
 			return err
-		})
-	}
-	if err != nil {
-		return err
+		}
 	}
 	if e.a, err = m.follow(p, link, e.a); err == nil {
 		err = errors.Join(m.renewCopies(p, link, e.a), p.reconfigure(link, e.a))
+	}
+	if e.dev != nil {
+		m.note(e.a)
+		return err
 	}
 	if err == nil {
 		err = m.publish(e.a, dev, true)
 	}
 	if err != nil {
-		return errors.Join(err, dev.Close()) // the device stays
+		err = errors.Join(err, dev.Close()) // the device stays
 	}
-	return nil
+	return err
 }
 
 // renewCopies has the device's alias, and its other end's, say what the record says: its MTU may have changed, or

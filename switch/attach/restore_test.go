@@ -130,6 +130,36 @@ func run(t *testing.T, ns *nstest.NS, script string) {
 	}
 }
 
+// Reopen publishes pods before anything of them was looked at: Restore gives them what they lack, or takes them out again.
+func TestReopenPublishesAtOnce(t *testing.T) { bothTypes(t, testReopenPublishesAtOnce) }
+
+func testReopenPublishesAtOnce(t *testing.T, portType string) {
+	n := newNode(t, ofType(portType))
+	kept, left := nstest.New(t), nstest.New(t)
+	a, b := n.add(t, kept, "kept"), n.add(t, left, "left")
+	var gone Attachment
+	t.Run("pod", func(t *testing.T) { gone = n.add(t, nstest.New(t), "gone") })
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	clear(n.ports)
+	run(t, kept, "ip address flush dev eth0")
+	n.open(t)
+	n.Reopen()
+	if want := []string{"kept/eth0", "left/eth0"}; !slices.Equal(n.listed(), want) {
+		t.Fatalf("published %v, want %v", n.listed(), want)
+	}
+	n.assertConnected(t, left, b)
+	run(t, left, "ip link del eth0")
+	if err := n.Restore(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"kept/eth0"}; !slices.Equal(n.listed(), want) || len(n.records(t)) != 1 {
+		t.Errorf("published %v, recorded %v; want %v: left has no device any more, and %s no namespace", n.listed(), n.records(t), want, gone.Key())
+	}
+	n.assertConnected(t, kept, a)
+}
+
 // What can't be restored stays recorded, so that its DEL finds the device.
 func TestRestoreKeepsWhatItCantRestore(t *testing.T) { bothTypes(t, testRestoreKeepsWhatItCantRestore) }
 
@@ -298,6 +328,7 @@ func testRestoreWritesNothing(t *testing.T, portType string) {
 	clear(n.ports)
 	n.open(t)
 	before := n.store.db.Stats()
+	n.Reopen()
 	if err := n.Restore(t.Context()); err != nil {
 		t.Fatal(err)
 	}

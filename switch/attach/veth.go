@@ -77,7 +77,7 @@ func hostEnd(key string) (netlink.Link, error) {
 	return link, nil
 }
 
-// reopenPair opens the port of a recorded attachment.
+// reopenPair opens the agent's end of a recorded attachment's pair.
 func (m *Manager) reopenPair(a Attachment) (device, error) {
 	link, err := hostEnd(a.Key())
 	if err != nil {
@@ -87,7 +87,7 @@ func (m *Manager) reopenPair(a Attachment) (device, error) {
 		return nil, fmt.Errorf("device %s, the other end of the pod's %s, is not in the agent's network namespace: does the agent run in another one than before?",
 			a.HostIfName(), a.IfName)
 	}
-	return m.reopen(link.Attrs().Name, a)
+	return m.openDevice(link.Attrs().Name, a)
 }
 
 // removePair deletes what is left of an attachment's pair, of which nobody else may know: a kill may have

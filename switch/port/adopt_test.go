@@ -28,9 +28,8 @@ func fdsOf(t *testing.T, p *pod) (dups []int) {
 // What a pod sends while nobody reads is there for the one that adopts its descriptors.
 func TestFramesWaitForTheSuccessor(t *testing.T) {
 	for name, adopt := range map[string]func(p *pod, fds []int) (Port, error){
-		"tap": func(p *pod, fds []int) (port Port, err error) {
-			p.ns.Do(t, func() { port, err = AdoptTAP(TAPConfig{Device: "eth0", PortName: "p"}, fds) })
-			return port, err
+		"tap": func(p *pod, fds []int) (Port, error) {
+			return AdoptTAP(TAPConfig{PortName: "p"}, netnsIn(t, p), fds)
 		},
 		"veth": func(p *pod, fds []int) (Port, error) {
 			return AdoptPacket(PacketConfig{Device: hostEnd(2), PortName: "p"}, fds)
@@ -84,8 +83,8 @@ func TestAdoptRefuses(t *testing.T) {
 	one, two, veth := newPod(t, 2), newPod(t, 3), newVethPod(t, 4)
 	gone := fdsOf(t, two)
 	own := fdsOf(t, one)
-	adopt := func(p *pod, device string, fds []int) (err error) {
-		p.ns.Do(t, func() { _, err = AdoptTAP(TAPConfig{Device: device, PortName: "p"}, fds) })
+	adopt := func(p *pod, device string, fds []int) error {
+		_, err := AdoptTAP(TAPConfig{Device: device, PortName: "p"}, netnsIn(t, p), fds)
 		return err
 	}
 	for want, err := range map[string]error{
@@ -111,6 +110,14 @@ func TestAdoptRefuses(t *testing.T) {
 	if err := adopt(two, "eth0", gone); !errors.Is(err, unix.EBADFD) {
 		t.Errorf("a deleted device's descriptor: %v", err)
 	}
+}
+
+func netnsIn(t *testing.T, p *pod) (ns Netns) {
+	t.Helper()
+	var err error
+	p.ns.Do(t, func() { ns, err = OwnNetns() })
+	check(t, err)
+	return ns
 }
 
 func udpAddr(a netip.Addr, port uint16) *net.UDPAddr {

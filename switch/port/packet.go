@@ -49,14 +49,14 @@ var (
 // OpenPacket takes over a device in the calling thread's network namespace and raises it. What a killed
 // predecessor left on the device is replaced.
 func OpenPacket(cfg PacketConfig) (*Packet, error) {
-	p, err := openPacket(cfg, func(string) bool { return false }, listenPacket)
+	p, err := openPacket(cfg, false, listenPacket)
 	if err != nil {
 		return nil, fmt.Errorf("open device %s as a port: %w", cfg.Device, err)
 	}
 	return p, nil
 }
 
-func openPacket(cfg PacketConfig, guarded func(device string) bool, listen func(index int) (fd int, err error)) (*Packet, error) {
+func openPacket(cfg PacketConfig, guarded bool, listen func(index int) (fd int, err error)) (*Packet, error) {
 	link, err := netlink.LinkByName(cfg.Device)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil, fmt.Errorf("there is no such device; 'ip link' lists them: %w", err)
@@ -77,12 +77,15 @@ func openPacket(cfg PacketConfig, guarded func(device string) bool, listen func(
 			return nil, err
 		}
 	}
-	if !guarded(cfg.Device) {
+	if !guarded {
 		if err := isolate(link, cfg.Uplink); err != nil {
 			return nil, errors.Join(err, p.disclaim())
 		}
 	}
-	if err = netlink.LinkSetUp(link); err == nil { // first: a socket on a device that is down begins with an error
+	if link.Attrs().RawFlags&unix.IFF_UP == 0 { // first: a socket on a device that is down begins with an error
+		err = netlink.LinkSetUp(link)
+	}
+	if err == nil {
 		p.fd, err = listen(p.index)
 	}
 	if err != nil {

@@ -15,21 +15,30 @@ var _ Dropper = (*TAP)(nil)
 // created. The device is asked by netlink where it is, in a socket that is made and closed by each call: once in some
 // seconds is often enough.
 func (t *TAP) KernelDrops() (uint64, error) {
-	device, ns, err := t.place()
+	link, err := t.link()
 	if err != nil {
 		return 0, fmt.Errorf("read drop counter of port %s: %w", t.cfg.PortName, err)
+	}
+	return link.Attrs().Statistics.TxDropped, nil
+}
+
+// link returns the device as netlink knows it, wherever it is.
+func (t *TAP) link() (netlink.Link, error) {
+	device, ns, err := t.place()
+	if err != nil {
+		return nil, err
 	}
 	defer ns.Close()
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return 0, fmt.Errorf("read drop counter of port %s: open netlink socket in its network namespace: %w", t.cfg.PortName, err)
+		return nil, fmt.Errorf("open netlink socket in the network namespace of device %s: %w", device, err)
 	}
 	defer h.Close()
 	link, err := h.LinkByName(device)
 	if err != nil {
-		return 0, fmt.Errorf("read drop counter of port %s: device %s: %w", t.cfg.PortName, device, err)
+		return nil, fmt.Errorf("device %s: %w", device, err)
 	}
-	return link.Attrs().Statistics.TxDropped, nil
+	return link, nil
 }
 
 // place asks our own descriptor for the device's name and network namespace, which the caller closes: it may have been

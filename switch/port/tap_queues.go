@@ -116,9 +116,13 @@ func awaitUnused(device string) error {
 	}
 }
 
-// checkAlone makes sure that the queues of a multi-queue device are all ours.
+// checkAlone makes sure that the queues of a multi-queue device, wherever it is, are all ours.
 func (t *TAP) checkAlone() error {
-	n, err := attachedQueues(t.cfg.Device)
+	link, err := t.link()
+	if err != nil {
+		return fmt.Errorf("ask who is attached: %w", err)
+	}
+	n, err := queuesOf(link)
 	if err == nil && n != len(t.fds) {
 		err = ErrDeviceBusy
 	}
@@ -131,6 +135,10 @@ func attachedQueues(device string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("ask who is attached: %w", err)
 	}
+	return queuesOf(link)
+}
+
+func queuesOf(link netlink.Link) (int, error) {
 	tap, ok := link.(*netlink.Tuntap)
 	if !ok {
 		return 0, fmt.Errorf("it is a device of type %s, and no TAP", link.Type())
