@@ -15,7 +15,8 @@ import (
 )
 
 // txQueueLen is how many frames a device holds for us. A full ring drops silently, and 1,000 frames are
-// 1 ms of the fastest pod.
+// 1 ms of the fastest pod, or a second of 1,000 a second while no agent runs. More cost cache under full load: with
+// 2,048 or 4,096 a CPU second moves some 5 % fewer (bench pps, a Xeon with 2 MiB of L2).
 const txQueueLen = 1000
 
 // pod is a pod's network namespace, reached by netlink. Close it: its socket keeps the namespace alive.
