@@ -160,7 +160,7 @@ func (p *Packet) KernelDrops() (uint64, error) {
 	p.mu.Lock() // the descriptor's number must not become another socket's meanwhile
 	defer p.mu.Unlock()
 	if p.closed {
-		return 0, fmt.Errorf("read drop counter of port %s: the port is closed: %w", p.cfg.PortName, unix.EBADF)
+		return 0, fmt.Errorf("read drop counter of port %s: %w", p.cfg.PortName, errClosed)
 	}
 	n, err := mmsg.Drops(p.fd)
 	if err != nil {
@@ -178,6 +178,9 @@ func (p *Packet) Close() error {
 func (p *Packet) close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return errClosed
+	}
 	p.closed = true
 	return unix.Close(p.fd)
 }

@@ -179,10 +179,20 @@ func (t *TAP) Tx(worker int, st *Stats) TxQueue {
 // Unsteered says why a device that is to have several queues has one, or returns nil.
 func (t *TAP) Unsteered() error { return t.unsteered }
 
+// errClosed is of what is done to a port after its Close: by then its descriptors' numbers may be those of other files.
+var errClosed = fmt.Errorf("the port is closed: %w", unix.EBADF)
+
 // Close detaches from the device, which stays with its addresses and routes if it is persistent.
 func (t *TAP) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.close()
+}
+
+func (t *TAP) close() error {
+	if t.closed {
+		return errClosed
+	}
 	t.closed = true
 	return t.closeQueues()
 }
@@ -197,8 +207,13 @@ func (t *TAP) LastError() error {
 
 // Remove destroys the device, wherever it is: it loses its persistence and then its last queue.
 func (t *TAP) Remove() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return errClosed
+	}
 	err := unix.IoctlSetInt(t.fds[0], unix.TUNSETPERSIST, 0)
-	return errors.Join(err, t.Close())
+	return errors.Join(err, t.close())
 }
 
 // Gone says that the device was deleted under the port.

@@ -47,7 +47,7 @@ func (t *TAP) place() (device string, ns netns.NsHandle, err error) {
 	t.mu.Lock() // the descriptor's number must not become another device's meanwhile
 	defer t.mu.Unlock()
 	if t.closed {
-		return "", netns.None(), fmt.Errorf("the port is closed: %w", unix.EBADF)
+		return "", netns.None(), errClosed
 	}
 	var ifr unix.Ifreq
 	if err := unix.IoctlIfreq(t.fds[0], unix.TUNGETIFF, &ifr); err != nil {
