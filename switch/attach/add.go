@@ -195,8 +195,8 @@ func (t *addition) makeTAP(alias string) error {
 		return err
 	}
 	t.link = &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: t.a.IfName, Index: index}}
-	t.pod.eui64 = slices.ContainsFunc(t.a.Addrs(), netip.Addr.Is6)
-	return dress(index, t.a, alias, t.pod.eui64)
+	t.pod.ipv6 = slices.ContainsFunc(t.a.Addrs(), netip.Addr.Is6)
+	return dress(index, t.a, alias, t.pod.ipv6)
 }
 
 func (t *addition) openHostEnd() error {

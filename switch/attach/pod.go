@@ -22,9 +22,9 @@ const txQueueLen = 1000
 // pod is a pod's network namespace, reached by netlink. Close it: its socket keeps the namespace alive.
 type pod struct {
 	*netlink.Handle
-	fd    int  // the caller's
-	loUp  bool // when it was opened
-	eui64 bool // the attachment's device has its addr_gen_mode since dress
+	fd   int  // the caller's
+	loUp bool // when it was opened
+	ipv6 bool // the attachment's device takes IPv6 addresses since it was made
 }
 
 func openPod(fd int) (*pod, error) {
@@ -70,8 +70,9 @@ func linkIndex(name string) (int, error) {
 	return int(answer.Uint32()), nil
 }
 
-// dress sets at once what a TAP in the calling thread's network namespace has from the start; of addr_gen_mode see enableIPv6.
-func dress(index int, a Attachment, alias string, eui64 bool) error {
+// dress sets at once what a TAP in the calling thread's network namespace has from the start. With ipv6 it does what enableIPv6
+// does later.
+func dress(index int, a Attachment, alias string, ipv6 bool) error {
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index)
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
@@ -80,13 +81,16 @@ func dress(index int, a Attachment, alias string, eui64 bool) error {
 	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, a.MAC[:]))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(a.MTU))))
 	req.AddData(nl.NewRtAttr(unix.IFLA_TXQLEN, nl.Uint32Attr(txQueueLen)))
-	if eui64 {
+	if ipv6 {
 		inet6 := nl.NewRtAttr(unix.AF_INET6, nl.NewRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{nl.IN6_ADDR_GEN_MODE_EUI64}).Serialize())
 		req.AddData(nl.NewRtAttr(unix.IFLA_AF_SPEC, inet6.Serialize()))
 	}
 	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("set the alias of %s, its MAC %v, its MTU %d, its txqueuelen %d and, if it gets an IPv6 address, its addr_gen_mode (does the kernel have IPv6?): %w",
 			a.IfName, a.MAC, a.MTU, txQueueLen, err)
+	}
+	if ipv6 {
+		return allowIPv6(a.IfName)
 	}
 	return nil
 }
@@ -208,22 +212,27 @@ func (p *pod) addAddresses(link netlink.Link, addrs []netip.Prefix) (added bool,
 // enableIPv6 undoes what some runtimes write into a new namespace, and has the kernel make the link-local
 // address out of the MAC, since the switch's source guard expects that one.
 func (p *pod) enableIPv6(link netlink.Link) error {
-	file := "/proc/sys/net/ipv6/conf/" + link.Attrs().Name + "/disable_ipv6"
-	err := inNetns(p.fd, func() error {
-		value, err := os.ReadFile(file)
-		if err == nil && strings.TrimSpace(string(value)) != "0" {
-			err = os.WriteFile(file, []byte("0"), 0)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("enable IPv6 in the pod (does the kernel have it?): %w", err)
-	}
-	if p.eui64 {
+	if p.ipv6 {
 		return nil
+	}
+	if err := inNetns(p.fd, func() error { return allowIPv6(link.Attrs().Name) }); err != nil {
+		return err
 	}
 	if err := p.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_EUI64); err != nil {
 		return fmt.Errorf("set addr_gen_mode eui64: %w", err)
+	}
+	return nil
+}
+
+// allowIPv6 is called in the pod's namespace.
+func allowIPv6(device string) error {
+	file := "/proc/sys/net/ipv6/conf/" + device + "/disable_ipv6"
+	value, err := os.ReadFile(file)
+	if err == nil && strings.TrimSpace(string(value)) != "0" {
+		err = os.WriteFile(file, []byte("0"), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("enable IPv6 in the pod (does the kernel have it?): %w", err)
 	}
 	return nil
 }
