@@ -251,8 +251,10 @@ func (t *addition) configure() error {
 }
 
 func (t *addition) record() error {
-	key := t.a.Key()
-	t.onUndo(func() error { return t.m.store.delete(key) })
+	if t.a.IPAM == nil { // else delegate takes it back
+		key := t.a.Key()
+		t.onUndo(func() error { return t.m.store.delete(key) })
+	}
 	return t.m.store.put(t.a)
 }
 

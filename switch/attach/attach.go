@@ -65,6 +65,9 @@ type Attachment struct {
 	Bandwidth    *Bandwidth     `json:"bandwidth,omitempty"`
 	PortMappings []PortMapping  `json:"portMappings,omitempty"`
 	IPAM         *Delegation    `json:"ipam,omitempty"` // nil: the addresses are from our own pools
+
+	// Pending is set in the record of an ADD that has not ended, of which a restart sees that of a killed one.
+	Pending bool `json:"pending,omitempty"`
 }
 
 // The types of a pod's port.
@@ -151,7 +154,7 @@ type Manager struct {
 type entry struct {
 	a    Attachment
 	dev  device // nil unless the attachment is published
-	fail error  // why its addresses could not be claimed
+	fail error  // why it can't be restored: its addresses could not be claimed, or its ADD was killed
 
 	located bool // its namespace can be looked for: it was found by a path, which in a container without the host's /run and /proc it is not
 	mapped  bool // its port mappings are in force, or were when the agent ended
@@ -240,7 +243,11 @@ func (m *Manager) load() error {
 		return err
 	}
 	for _, a := range records {
-		m.entries[a.Key()] = &entry{a: a, fail: m.claim(a), mapped: len(a.PortMappings) > 0}
+		e := &entry{a: a, fail: m.claim(a), mapped: len(a.PortMappings) > 0}
+		if a.Pending {
+			e.fail, e.mapped = fmt.Errorf("its ADD was killed, and who waited for it is %w", errGone), false
+		}
+		m.entries[a.Key()] = e
 	}
 	return nil
 }

@@ -92,6 +92,9 @@ func (m *Manager) inspect(ctx context.Context, e entry, req Request, prev *types
 	if err := checkIPAM(ctx, e.a, req); err != nil {
 		c.wrong.add("%v", err)
 	}
+	if err := checkPorts(e.a); err != nil {
+		c.wrong.add("%v", err)
+	}
 	if len(c.wrong) > 0 || m.cfg.Probe == nil {
 		return c.wrong
 	}

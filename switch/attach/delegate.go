@@ -102,7 +102,8 @@ func decodeResult(version string, text []byte) (*types100.Result, error) {
 }
 
 // delegate has the IPAM plugin give out the addresses. It comes when the device is in the pod, under its name,
-// since a plugin may want to use it. Its DEL follows a failing ADD, too: half an allocation may be left.
+// since a plugin may want to use it. Its DEL follows a failing ADD, too: half an allocation may be left. What a
+// plugin gives out outlives us, so the record comes first, by which the next start after a kill gives it back.
 func (t *addition) delegate() error {
 	d := t.a.IPAM
 	if d == nil {
@@ -115,10 +116,20 @@ func (t *addition) delegate() error {
 		}
 	}
 	t.onUndo(func() error {
-		_, err := d.run(context.WithoutCancel(t.ctx), "DEL", t.req)
-		return err
+		if _, err := d.run(context.WithoutCancel(t.ctx), "DEL", t.req); err != nil {
+			return err // and keep the record: the next start tries again
+		}
+		return t.m.store.delete(t.a.Key())
 	})
+	begun := t.a
+	begun.Pending = true
+	if err := t.m.store.put(begun); err != nil {
+		return err
+	}
 	r, err := d.add(t.ctx, t.req)
+	if err == nil {
+		err = t.m.at("ADD: adopt the plugin's addresses")
+	}
 	if err == nil && d.Type == dhcp {
 		err = t.closeForDHCP()
 	}

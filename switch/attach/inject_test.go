@@ -1,14 +1,10 @@
 package attach
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,24 +12,26 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"tapyard/bench/nstest"
 	"tapyard/bench/seed"
-	"tapyard/cniplugin"
 	"tapyard/cniplugin/podapi"
 )
 
 var errInjected = errors.New("injected")
 
-// stepsOf are the steps of an ADD and a DEL, in their order.
+// stepsOf are the steps of an ADD and a DEL of a plain pod, in their order.
 func stepsOf(t *testing.T, portType string) (add, del []string) {
 	t.Helper()
+	return stepsOfKind(t, kind{portType, 1, false})
+}
+
+func stepsOfKind(t *testing.T, k kind) (add, del []string) {
+	t.Helper()
 	var all []string
-	n, ns := newNode(t, func(c *Config) {
-		c.PortType, c.step = portType, func(name string) error { all = append(all, name); return nil }
+	n, ns := newNodeFor(t, k, func(c *Config) {
+		c.step = func(name string) error { all = append(all, name); return nil }
 	}), nstest.New(t)
-	n.add(t, ns, "c1")
+	n.addAsked(t, ns, "c1")
 	add, all = all, nil
 	n.del(t, reqFor(ns, "c1"))
 	if len(add) < 9 || len(all) < 5 || add[len(add)-1] != "ADD: answer" {
@@ -55,54 +53,60 @@ func (n *node) failAt(step string) {
 
 // A failure in any step of an ADD leaves nothing, and one in any step of a DEL nothing that the next DEL, or the
 // next start and a DEL, does not remove.
-func TestFailureAtEachStep(t *testing.T) { bothTypes(t, testFailureAtEachStep) }
+func TestFailureAtEachStep(t *testing.T) { eachKind(t, testFailureAtEachStep) }
 
-func testFailureAtEachStep(t *testing.T, portType string) {
-	add, del := stepsOf(t, portType)
-	n, ns := newNode(t, ofType(portType)), nstest.New(t)
+func testFailureAtEachStep(t *testing.T, k kind) {
+	add, del := stepsOfKind(t, k)
+	n, ns := newNodeFor(t, k, nil), nstest.New(t)
 	descriptors := openDescriptors(t)
 	for _, step := range add[:len(add)-1] {
 		n.failAt(step)
-		if _, err := n.Add(t.Context(), reqFor(ns, "c1")); !errors.Is(err, errInjected) {
+		if _, err := n.Add(t.Context(), n.request(t, ns, "c1")); !errors.Is(err, errInjected) {
 			t.Errorf("%s: %v", step, err)
 		}
 		n.assertNothing(t, ns)
 	}
-	for _, step := range del[:len(del)-1] {
-		for name, next := range map[string]func(){
-			"DEL": func() {},
-			"GC": func() {
-				if err := n.GC(t.Context(), "", nil); err != nil {
-					t.Error(err)
-				}
-				n.assertNothing(t, ns)
-			},
-			"restart": func() { n.restart(t) },
-			"sweep": func() {
-				n.restart(t)
-				if err := n.Reconcile(t.Context()); err != nil {
-					t.Error(err)
-				}
-			},
-		} {
+	for i, step := range del[:len(del)-1] {
+		for _, next := range some(k, i, []string{"DEL", "GC", "restart", "sweep"}) {
 			n.failAt("")
-			n.add(t, ns, "c1")
+			n.addAsked(t, ns, "c1")
 			n.failAt(step)
 			if err := n.Del(t.Context(), Request{ContainerID: "c1", IfName: "eth0", NetnsFD: -1}); !errors.Is(err, errInjected) {
 				t.Errorf("%s: %v", step, err)
 			}
 			n.failAt("")
-			next()
+			n.afterFailedDel(t, next, ns)
 			n.del(t, reqFor(ns, "c1"))
 			n.assertNothing(t, ns)
 			if t.Failed() {
-				t.Fatalf("at the step %q, followed by %s", step, name)
+				t.Fatalf("at the step %q, followed by %s", step, next)
 			}
 		}
 	}
-	n.removals.Wait()
+	if n.restart(t); k.whole {
+		return // its switch has others than the one before
+	}
 	if now := openDescriptors(t); now > descriptors {
 		t.Errorf("%d descriptors were open, now %d are", descriptors, now)
+	}
+}
+
+// afterFailedDel is what may come before the runtime's next DEL.
+func (n *node) afterFailedDel(t *testing.T, next string, ns *nstest.NS) {
+	t.Helper()
+	switch next {
+	case "GC":
+		if err := n.GC(t.Context(), n.request(t, ns, "c1").Conf.Name, nil); err != nil {
+			t.Error(err)
+		}
+		n.assertNothing(t, ns)
+	case "restart":
+		n.restart(t)
+	case "sweep":
+		n.restart(t)
+		if err := n.Reconcile(t.Context()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -115,137 +119,137 @@ func openDescriptors(t *testing.T) int {
 	return len(entries)
 }
 
-// stepEnv names the step at which an agent of startAgent kills itself with SIGKILL.
-const stepEnv = "TAPYARD_ATTACH_STEP"
+// endings are how what a kill of the agent has left may be taken away, in the words of killedAgent.end.
+var endings = []string{"DEL", "GC", "a DEL that finds no agent", "a start without the pod"}
 
-func killedAt(step string) func(string) error {
-	return func(name string) error {
-		if name == step {
-			unix.Kill(os.Getpid(), unix.SIGKILL)
-			select {}
-		}
-		return nil
-	}
-}
+// An agent killed at any step of an ADD or DEL: the next one has the pod or nothing of it, and whatever the runtime
+// does then leaves nothing.
+func TestAgentKilledAtEachStep(t *testing.T) { eachKind(t, testAgentKilledAtEachStep) }
 
-// An agent killed at any step of an ADD or DEL: the next one has the pod or nothing of it, and the runtime's DEL
-// leaves nothing.
-func TestAgentKilledAtEachStep(t *testing.T) { bothTypes(t, testAgentKilledAtEachStep) }
-
-func testAgentKilledAtEachStep(t *testing.T, portType string) {
-	add, del := stepsOf(t, portType)
+func testAgentKilledAtEachStep(t *testing.T, k kind) {
+	add, del := stepsOfKind(t, k)
 	steps := append(add, del...)
 	if testing.Short() {
 		rng := seed.Rand(t)
 		rng.Shuffle(len(steps), func(i, j int) { steps[i], steps[j] = steps[j], steps[i] })
 		steps = steps[:3]
 	}
-	dir := t.TempDir()
-	for _, step := range steps {
-		ns := nstest.New(t)
-		t.Setenv(stepEnv, step)
-		agent := startAgent(t, dir, portType)
-		resp, err := call(dir, "ADD", "c1", ns)
-		if strings.HasPrefix(step, "DEL") {
-			if err != nil || resp.Error != nil {
-				t.Fatalf("ADD before %s: %v, %v", step, err, resp.Error)
+	v := &killedAgent{kind: k, dir: t.TempDir(), given: t.TempDir()}
+	v.conf = k.conf(t, v.given, "")
+	for i, step := range steps {
+		for _, ending := range some(k, i, endings) {
+			v.kill(t, step)
+			v.end(t, ending)
+			if t.Failed() {
+				t.Fatalf("killed at the step %q, followed by %s", step, ending)
 			}
-			_, err = call(dir, "DEL", "c1", nil)
-		}
-		if !errors.Is(err, podapi.ErrAgentDown) {
-			t.Fatalf("%s: the agent answers %v", step, err)
-		}
-		agent.Wait()
-		t.Setenv(stepEnv, "")
-		agent = startAgent(t, dir, portType)
-		rows := auditedBy(t, dir)
-		links := linksOf(t, ns)
-		if attached := len(rows) > 0; attached != slices.Contains(links["eth0"].Flags, "LOWER_UP") || !attached && len(links) != 1 {
-			t.Errorf("%s: recorded %+v, devices %v", step, rows, links)
-		}
-		if resp, err := call(dir, "DEL", "c1", nil); err != nil || resp.Error != nil {
-			t.Errorf("%s: DEL: %v, %v", step, err, resp.Error)
-		}
-		if links := linksOf(t, ns); len(links) != 1 {
-			t.Errorf("%s: after its DEL: %v", step, links)
-		}
-		assertOwnDevices(t, "lo")
-		if rows := auditedBy(t, dir); len(rows) > 0 {
-			t.Errorf("%s: after its DEL: %+v", step, rows)
-		}
-		agent.Process.Kill()
-		agent.Wait()
-		assertNoRecords(t, dir)
-		if t.Failed() {
-			return
 		}
 	}
 }
 
-// auditedBy asks an agent of startAgent what it has, in which nothing may be wrong.
-func auditedBy(t *testing.T, dir string) (rows []Audited) {
+// killedAgent is one with a pod, again and again.
+type killedAgent struct {
+	kind       kind
+	dir, given string // of the agent's state, and of host-local's
+	conf       json.RawMessage
+	ns         *nstest.NS // the pod's
+}
+
+// kill has an agent end at the step.
+func (v *killedAgent) kill(t *testing.T, step string) {
 	t.Helper()
-	resp, err := call(dir, "AUDIT", "c1", nil)
-	if err == nil && resp.Error != nil {
-		err = resp.Error
+	v.ns = nstest.New(t)
+	t.Setenv(stepEnv, step)
+	agent := startAgent(t, v.dir, v.kind.String())
+	t.Setenv(stepEnv, "")
+	resp, err := callWith(v.dir, "ADD", "c1", v.ns, v.conf)
+	if strings.HasPrefix(step, "DEL") {
+		if err != nil || resp.Error != nil {
+			t.Fatalf("ADD before %s: %v, %v", step, err, resp.Error)
+		}
+		_, err = call(v.dir, "DEL", "c1", nil)
 	}
-	if err == nil {
-		err = json.Unmarshal(resp.Result, &rows)
+	if !errors.Is(err, podapi.ErrAgentDown) {
+		t.Fatalf("%s: the agent answers %v", step, err)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if wrong, repaired := wrongAndRepaired(rows); wrong+repaired != "" {
-		t.Errorf("wrong %q, repaired %q", wrong, repaired)
-	}
-	return rows
+	agent.Wait()
 }
 
-// auditing is a Manager that answers AUDIT as well.
-type auditing struct{ *Manager }
-
-func (a auditing) Handle(ctx context.Context, req *podapi.Request, netns int) (json.RawMessage, error) {
-	if req.Command != "AUDIT" {
-		return a.Manager.Handle(ctx, req, netns)
+// end starts the next agent, and does what the ending says before or after.
+func (v *killedAgent) end(t *testing.T, ending string) {
+	t.Helper()
+	socket := filepath.Join(v.dir, "cni.sock")
+	before := ending == "a start without the pod"
+	switch ending {
+	case "a DEL that finds no agent":
+		before = true
+		if out, err := pluginWith("DEL", v.ns, v.kind.conf(t, v.given, socket)).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("DEL without an agent: %v: %s", err, out)
+		}
+	case "a start without the pod":
+		vanish(t, v.ns)
 	}
-	rows, err := a.Audit(ctx, false)
-	if err != nil {
-		return nil, err
+	agent := startAgent(t, v.dir, v.kind.String())
+	if !before {
+		v.assertWholeOrNothing(t)
+		mustAnswer(t, v.dir, ending, nil, v.conf)
 	}
-	return json.Marshal(rows)
+	if ending != "a start without the pod" {
+		assertEmpty(t, v.ns)
+	}
+	if rows := auditedBy(t, v.dir); len(rows) > 0 {
+		t.Errorf("left: %+v", rows)
+	}
+	if traces := string(mustAnswer(t, v.dir, "TRACES", nil, v.conf)); traces != `""` {
+		t.Errorf("the switch has %s", traces)
+	}
+	assertOwnDevices(t, "lo")
+	assertGiven(t, v.given, 0)
+	assertNoTombstones(t, socket)
+	agent.Process.Kill()
+	agent.Wait()
+	assertNoRecords(t, v.dir)
 }
 
-// The plugin as a process of its own, to be killed.
-
-const pluginEnv = "TAPYARD_ATTACH_PLUGIN"
-
-func pluginMain() { os.Exit(cniplugin.Run(context.Background(), os.Getenv, os.Stdin, os.Stdout)) }
-
-func plugin(verb, socket string, ns *nstest.NS) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), pluginEnv+"=1", "CNI_COMMAND="+verb, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS="+ns.Path(), "CNI_PATH=/opt/cni/bin")
-	cmd.Stdin = strings.NewReader(`{"cniVersion":"1.0.0","name":"pods","type":"tapyard","socket":"` + socket + `"}`)
-	return cmd
+// assertWholeOrNothing compares what is recorded with the pod's device and with all else that the kind asks for.
+func (v *killedAgent) assertWholeOrNothing(t *testing.T) {
+	t.Helper()
+	rows := auditedBy(t, v.dir)
+	attached := len(rows) > 0
+	soon(func() bool { return attached || len(linksOf(t, v.ns)) == 1 })
+	if links := linksOf(t, v.ns); attached != slices.Contains(links["eth0"].Flags, "LOWER_UP") || !attached && len(links) != 1 {
+		t.Errorf("recorded %+v, devices %v", rows, links)
+	}
+	if !v.kind.whole {
+		return
+	}
+	if assertPorts(t, attached); !attached {
+		assertGiven(t, v.given, 0)
+	}
+	if traces := string(mustAnswer(t, v.dir, "TRACES", nil, v.conf)); strings.Contains(traces, "port c1") != attached {
+		t.Errorf("recorded %+v, the switch has %s", rows, traces)
+	}
 }
 
 // counted tells when no request is under way.
 type counted struct {
-	podapi.Handler
+	node *node
 	sync.WaitGroup
 }
 
 func (c *counted) Handle(ctx context.Context, req *podapi.Request, netns int) (json.RawMessage, error) {
 	defer c.Done()
-	return c.Handler.Handle(ctx, req, netns)
+	return c.node.Handle(ctx, req, netns)
 }
 
-// A plugin killed while the agent is at any step: its runtime, which knows of no end, sends DEL.
-func TestPluginKilledAtEachStep(t *testing.T) { bothTypes(t, testPluginKilledAtEachStep) }
+// A plugin killed while the agent is at any step: its runtime, which knows of no end, sends DEL, or some time GC; or the
+// agent is started anew and the pod gone.
+func TestPluginKilledAtEachStep(t *testing.T) { eachKind(t, testPluginKilledAtEachStep) }
 
-func testPluginKilledAtEachStep(t *testing.T, portType string) {
-	add, del := stepsOf(t, portType)
-	n, ns := newNode(t, ofType(portType)), nstest.New(t)
-	handler := &counted{Handler: n.Manager}
+func testPluginKilledAtEachStep(t *testing.T, k kind) {
+	add, del := stepsOfKind(t, k)
+	n := newNodeFor(t, k, nil)
+	handler := &counted{node: n}
 	socket := filepath.Join(t.TempDir(), "cni.sock")
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error)
@@ -259,168 +263,53 @@ func testPluginKilledAtEachStep(t *testing.T, portType string) {
 	for !exists(socket) {
 		time.Sleep(time.Millisecond)
 	}
-	for _, step := range append(add, del...) {
-		if strings.HasPrefix(step, "DEL") {
-			n.add(t, ns, "c1")
-		}
-		reached, goOn := make(chan struct{}), make(chan struct{})
-		n.cfg.step = func(name string) error {
-			if name == step {
-				close(reached)
-				<-goOn
+	conf := k.conf(t, n.given, socket)
+	for i, step := range append(add, del...) {
+		for _, ending := range some(k, i, []string{"DEL", "GC", "a start without the pod"}) {
+			ns := nstest.New(t)
+			if strings.HasPrefix(step, "DEL") {
+				n.addAsked(t, ns, "c1")
 			}
-			return nil
-		}
-		handler.Add(1)
-		victim := plugin(step[:3], socket, ns)
-		if err := victim.Start(); err != nil {
-			t.Fatal(err)
-		}
-		<-reached
-		victim.Process.Kill()
-		victim.Wait()
-		close(goOn)
-		handler.Wait()
-		n.cfg.step = nil
-		handler.Add(1)
-		if out, err := plugin("DEL", socket, ns).CombinedOutput(); err != nil {
-			t.Errorf("%s: DEL: %v: %s", step, err, out)
-		}
-		n.assertNothing(t, ns)
-		if t.Failed() {
-			t.Fatalf("at the step %q", step)
+			handler.killPluginAt(t, step, ns, conf)
+			if ending == "a start without the pod" {
+				vanish(t, ns)
+				n.restart(t)
+				n.assertNothing(t)
+			} else {
+				handler.Add(1)
+				if out, err := pluginWith(ending, ns, conf).CombinedOutput(); err != nil {
+					t.Errorf("%s: %v: %s", ending, err, out)
+				}
+				n.assertNothing(t, ns)
+			}
+			assertNoTombstones(t, socket)
+			if t.Failed() {
+				t.Fatalf("killed at the step %q, followed by %s", step, ending)
+			}
 		}
 	}
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
-// A disk without room fails an ADD, which leaves nothing and says why; what was acknowledged is there, and DEL
-// goes on working, after a restart too.
-func TestFullDisk(t *testing.T) { bothTypes(t, testFullDisk) }
-
-func testFullDisk(t *testing.T, portType string) {
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=1m", "tapyard-full", dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("%v: %s", err, out)
-		}
-	})
-	n := newNode(t, func(c *Config) { c.PortType, c.StateDir = portType, dir })
-	n.add(t, nstest.New(t), "c0")
-	fillDisk(t, dir)
-	var pods []*nstest.NS
-	failed := nstest.New(t)
-	for len(pods) < 200 { // the room that the file has lasts for some
-		ns := nstest.New(t)
-		_, err := n.Add(t.Context(), reqFor(ns, fmt.Sprint("c", len(pods)+1)))
-		if err == nil {
-			pods = append(pods, ns)
-			continue
-		}
-		if code := podapi.AsError(err).Code; code != podapi.CodeTryAgain || !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), filepath.Join(dir, database)) {
-			t.Errorf("code %d, %v; want %d, with the file and why", code, err, podapi.CodeTryAgain)
-		}
-		if links := linksOf(t, ns); len(links) != 1 {
-			t.Errorf("a failed ADD left %v", links)
-		}
-		failed = ns
-		break
-	}
-	acknowledged := len(pods) + 1
-	t.Logf("%d ADDs on a full disk", len(pods))
-	if len(pods) == 200 {
-		t.Fatal("the disk isn't full")
-	}
-	for range 3 {
-		if _, err := n.Add(t.Context(), reqFor(failed, "again")); !errors.Is(err, unix.ENOSPC) {
-			t.Errorf("%v", err)
-		}
-	}
-	n.restart(t)
-	if got := len(n.records(t)); got != acknowledged || len(n.List()) != acknowledged {
-		t.Errorf("%d records and %d pods after a restart, want %d", got, len(n.List()), acknowledged)
-	}
-	for i := range acknowledged {
-		n.del(t, Request{ContainerID: fmt.Sprint("c", i), IfName: "eth0", NetnsFD: -1})
-	}
-	n.assertNothing(t, append(pods, failed)...)
-	n.add(t, failed, "c0") // what the DELs gave back is enough
-	n.del(t, reqFor(failed, "c0"))
-}
-
-// fillDisk leaves not a byte.
-func fillDisk(t *testing.T, dir string) {
+// killPluginAt returns when the agent is done with what the plugin had asked for.
+func (c *counted) killPluginAt(t *testing.T, step string, ns *nstest.NS, conf json.RawMessage) {
 	t.Helper()
-	f, err := os.Create(filepath.Join(dir, "filler"))
-	if err != nil {
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	c.node.cfg.step = func(name string) error {
+		if name == step {
+			close(reached)
+			<-goOn
+		}
+		return nil
+	}
+	c.Add(1)
+	victim := pluginWith(step[:3], ns, conf)
+	if err := victim.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	for chunk := 1 << 16; chunk > 0; {
-		if _, err := f.Write(bytes.Repeat([]byte{0xff}, chunk)); err != nil {
-			chunk /= 2
-		}
-	}
-}
-
-// 250 pods are attached 32 at a time while 50 others are removed.
-func TestManyAtOnce(t *testing.T) { bothTypes(t, testManyAtOnce) }
-
-func testManyAtOnce(t *testing.T, portType string) {
-	more, fewer := 250, 50
-	if testing.Short() {
-		more, fewer = 60, 12
-	}
-	n := newNode(t, func(c *Config) {
-		c.PortType = portType
-		c.Subnets = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/22"), dualStack[1]}
-	})
-	pods := make([]*nstest.NS, more+fewer)
-	for i := range pods {
-		pods[i] = nstest.New(t)
-	}
-	for i := range fewer {
-		n.add(t, pods[i], fmt.Sprint("c", i))
-	}
-	var running sync.WaitGroup
-	slots := make(chan struct{}, 32)
-	for i := range fewer {
-		running.Go(func() { n.del(t, reqFor(pods[i], fmt.Sprint("c", i))) })
-	}
-	for i := fewer; i < len(pods); i++ {
-		slots <- struct{}{}
-		running.Go(func() {
-			if _, err := n.Add(t.Context(), reqFor(pods[i], fmt.Sprint("c", i))); err != nil {
-				t.Error(err)
-			}
-			<-slots
-		})
-	}
-	running.Wait()
-	rows, err := n.Audit(t.Context(), false)
-	if wrong, _ := wrongAndRepaired(rows); err != nil || wrong != "" || len(rows) != 2*more {
-		t.Errorf("%d addresses, want %d; wrong %q, %v", len(rows), 2*more, wrong, err)
-	}
-	holder := map[netip.Prefix]string{}
-	for i := fewer; i < len(pods); i++ { // as the pods see it
-		for _, a := range linksOf(t, pods[i])["eth0"].Addrs {
-			p := netip.PrefixFrom(netip.MustParseAddr(a.Local), a.Length)
-			if holder[p] != "" && !p.Addr().IsLinkLocalUnicast() {
-				t.Errorf("%s and %s have %v", holder[p], pods[i].Name(), p)
-			}
-			holder[p] = pods[i].Name()
-		}
-	}
-	for i := fewer; i < len(pods); i++ {
-		running.Go(func() { n.del(t, reqFor(pods[i], fmt.Sprint("c", i))) })
-	}
-	running.Wait()
-	n.assertNothing(t, pods...)
+	<-reached
+	victim.Process.Kill()
+	victim.Wait()
+	close(goOn)
+	c.Wait()
+	c.node.cfg.step = nil
 }

@@ -4,13 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -20,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/bench/nstest"
-	"tapyard/cniplugin/podapi"
 	"tapyard/switch/port"
 )
 
@@ -37,10 +33,13 @@ func TestMain(m *testing.M) {
 
 var dualStack = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}
 
-// node is a Manager with a switch that only remembers.
+// node is a Manager with a switch that only remembers, or a real one behind that.
 type node struct {
 	*Manager
-	start Config // of the next open
+	start  Config // of the next open
+	kind   kind
+	served realSwitch // nil: none
+	given  string     // where host-local keeps what it has given to pods of this node; "": it is not asked
 
 	mu    sync.Mutex
 	ports map[string]port.Port
@@ -49,10 +48,23 @@ type node struct {
 
 func newNode(t *testing.T, change func(*Config)) *node {
 	t.Helper()
-	n := &node{ports: map[string]port.Port{}}
+	return newNodeFor(t, kind{}, change)
+}
+
+// newNodeFor makes a node with what pods of the kind need.
+func newNodeFor(t *testing.T, k kind, change func(*Config)) *node {
+	t.Helper()
+	n := &node{kind: k, ports: map[string]port.Port{}}
 	n.start = Config{
 		StateDir: t.TempDir(), Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 },
 		Log: slog.New(slog.DiscardHandler), Publish: n.publish, Withdraw: n.withdraw,
+	}
+	k.configure(&n.start, func() *Manager { return n.Manager })
+	if k.whole {
+		n.given = t.TempDir()
+		n.start.Probe = func(ctx context.Context, a Attachment, addrs []netip.Addr) error {
+			return n.served.ProbePod(ctx, a, addrs)
+		}
 	}
 	if change != nil {
 		change(&n.start)
@@ -77,9 +89,23 @@ func newNode(t *testing.T, change func(*Config)) *node {
 func (n *node) open(t *testing.T) {
 	t.Helper()
 	var err error
+	if n.kind.whole {
+		if n.served, err = newSwitch(n.start); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if n.Manager, err = Open(n.start); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Close stops the switch before its ports are closed.
+func (n *node) Close() (err error) {
+	if n.served != nil {
+		err = n.served.Stop()
+		n.served = nil
+	}
+	return errors.Join(err, n.Manager.Close())
 }
 
 // restart is an orderly stop and the next start.
@@ -111,11 +137,21 @@ func (n *node) publish(a Attachment, p port.Port) error {
 	if n.ports[a.Key()] != nil {
 		return errors.New("published twice")
 	}
+	if n.served != nil {
+		if err := n.served.AddPod(a, p); err != nil {
+			return err
+		}
+	}
 	n.ports[a.Key()] = p
 	return nil
 }
 
-func (n *node) withdraw(_ context.Context, a Attachment) error {
+func (n *node) withdraw(ctx context.Context, a Attachment) error {
+	if n.served != nil {
+		if err := n.served.RemovePod(ctx, a); err != nil {
+			return err
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.ports[a.Key()] == nil {
@@ -230,6 +266,7 @@ func ofType(portType string) func(*Config) {
 func assertOwnDevices(t *testing.T, want ...string) {
 	t.Helper()
 	var tables string
+	soon(func() bool { return slices.Equal(ownDevices(t), want) })
 	if d := ownDevices(t); !slices.Equal(d, want) {
 		t.Errorf("devices in the agent's namespace: %v, want %v", d, want)
 	}
@@ -285,6 +322,7 @@ func (n *node) records(t *testing.T) (keys []string) {
 func (n *node) assertNothing(t *testing.T, pods ...*nstest.NS) {
 	t.Helper()
 	assertOwnDevices(t, "lo")
+	n.assertNotServed(t)
 	if r := n.records(t); len(r) > 0 {
 		t.Errorf("records: %v", r)
 	}
@@ -295,9 +333,7 @@ func (n *node) assertNothing(t *testing.T, pods ...*nstest.NS) {
 		n.assertAllFree(t, p.Subnet())
 	}
 	for _, ns := range pods {
-		if links := linksOf(t, ns); len(links) != 1 || links["lo"].Name == "" {
-			t.Errorf("devices in the pod %s: %v", ns.Name(), links)
-		}
+		assertEmpty(t, ns)
 	}
 }
 
@@ -352,79 +388,4 @@ func (n *node) assertConnected(t *testing.T, ns *nstest.NS, a Attachment) {
 		}
 	}
 	t.Error("no ARP request came out of the TAP")
-}
-
-// The agent as a process of its own, to be killed.
-
-const agentEnv, agentTypeEnv = "TAPYARD_ATTACH_AGENT", "TAPYARD_ATTACH_TYPE"
-
-// withQueues behind TAP has an agent give pods two queues.
-const withQueues = " with queues"
-
-func agentMain(dir string) {
-	quiet := slog.New(slog.DiscardHandler)
-	portType, queued := strings.CutSuffix(os.Getenv(agentTypeEnv), withQueues)
-	queues := 1
-	if queued {
-		queues = 2
-	}
-	m, err := Open(Config{
-		StateDir: dir, Subnets: dualStack, VNI: 1, MTU: func() int { return 1430 }, Log: quiet, PortType: portType,
-		Queues: queues, Steering: port.NewSteering(2),
-		Publish:  func(Attachment, port.Port) error { return nil },
-		Withdraw: func(context.Context, Attachment) error { return nil },
-		step:     killedAt(os.Getenv(stepEnv)),
-	})
-	if err == nil {
-		m.Reopen()
-		err = errors.Join(m.Restore(context.Background()), m.Reconcile(context.Background()))
-	}
-	if err == nil {
-		err = listenAndServe(context.Background(), filepath.Join(dir, "cni.sock"), &podapi.Server{Handler: auditing{m}, Log: quiet})
-	}
-	slog.Error("agent ended", "err", err)
-	os.Exit(1)
-}
-
-func listenAndServe(ctx context.Context, socket string, s *podapi.Server) error {
-	os.Remove(socket)
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		return err
-	}
-	return s.Serve(ctx, l)
-}
-
-func textLog(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
-
-// startAgent returns when the agent answers.
-func startAgent(t *testing.T, dir, portType string) *exec.Cmd {
-	t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), agentEnv+"="+dir, agentTypeEnv+"="+portType)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		_, err := call(dir, "AUDIT", "probe", nil)
-		if err == nil {
-			return cmd
-		}
-		if !errors.Is(err, podapi.ErrAgentDown) || time.Now().After(deadline) {
-			t.Fatalf("the agent does not come up: %v", err)
-		}
-	}
-}
-
-func call(dir, command, id string, ns *nstest.NS) (podapi.Response, error) {
-	req := podapi.Request{Command: command, ContainerID: id, IfName: "eth0", Stdin: json.RawMessage(`{"cniVersion":"1.0.0"}`)}
-	fd := -1
-	if ns != nil {
-		req.Netns, fd = ns.Path(), ns.FD()
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	return podapi.Call(ctx, filepath.Join(dir, "cni.sock"), req, fd)
 }

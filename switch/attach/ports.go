@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -121,6 +122,36 @@ func mappingRules(ports []Mapped) map[string]int {
 	return want
 }
 
+// checkPorts says which of the rules that lead to the attachment's pod are missing.
+func checkPorts(a Attachment) error {
+	if len(a.PortMappings) == 0 {
+		return nil
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	var ports []Mapped
+	for _, p := range a.PortMappings {
+		ports = append(ports, Mapped{p, a.Name, a.Addrs()})
+	}
+	want, comment := mappingRules(ports), userdata.AppendString(nil, userdata.TypeComment, ports[0].comment())
+	for _, c := range mappingChains {
+		rules, err := conn.GetRules(egressTable, c) // of a chain that isn't there: none
+		if err != nil {
+			return fmt.Errorf("list nftables table inet %s: %w", egressTable.Name, err)
+		}
+		if c == portsChain || c == hairpinChain { // the others' one rule is for all pods
+			rules = slices.DeleteFunc(rules, func(r *nftables.Rule) bool { return !bytes.Equal(r.UserData, comment) })
+		}
+		if have := len(rules); have < want[c.Name] {
+			return fmt.Errorf("chain %s of nftables table inet %s has %d of %d rules that lead %v to the pod; the agent restores what others remove within half a minute",
+				c.Name, egressTable.Name, have, want[c.Name], a.PortMappings)
+		}
+	}
+	return nil
+}
+
 // comment fits into the 128 bytes that the nft tool shows.
 func (p Mapped) comment() string {
 	return fmt.Sprintf("%.80s; managed by tapyard", p.Pod)
@@ -232,6 +263,9 @@ func (t *addition) mapPorts() error {
 		return err
 	}
 	t.onUndo(func() error { return t.m.unmapPorts(key) })
+	if err := t.m.at("ADD: set the rules of ports"); err != nil {
+		return err
+	}
 	return t.m.portsChanged(t.a.PortMappings)
 }
 

@@ -52,8 +52,9 @@ func (m *Manager) note(a Attachment) {
 }
 
 // Restore publishes the recorded attachments that aren't, and gives all pods back what they have lost meanwhile. Those
-// whose pod is gone are forgotten. One that can't be restored is logged and stays recorded for its DEL. Guards of uplinks
-// are pruned as well: the caller has opened its own before.
+// whose pod is gone are detached, and what an ADD had begun when it was killed is undone. One that can't be restored, or
+// detached, is logged and stays recorded for its DEL. Guards of uplinks are pruned as well: the caller has opened its own
+// before.
 func (m *Manager) Restore(ctx context.Context) error {
 	start := time.Now()
 	if err := removeTemporary(m.prefix); err != nil {
@@ -64,29 +65,30 @@ func (m *Manager) Restore(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("restore attachments: %w", err)
 		}
-		err := m.restore(e)
-		switch {
-		case err == nil:
-			restored++
-		case errors.Is(err, errGone):
-			gone++
+		counted, err := &restored, m.restore(e)
+		if errors.Is(err, errGone) {
 			m.cfg.Log.Info("forget a pod that went while the agent was down", "port", e.a.Name, "attachment", e.a.Key(), "why", err)
-			if err := m.del(ctx, Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1}); err != nil {
-				return fmt.Errorf("forget %s: %w", e.a.Key(), err)
-			}
-		case e.dev != nil:
-			failed++
-			m.cfg.Log.Error("pod is served, but not all of it could be restored", "port", e.a.Name, "attachment", e.a.Key(), "err", err)
-		default:
-			failed++
-			m.cfg.Log.Error("pod not restored; it stays cut off until it is created anew or the agent restarts", "port", e.a.Name, "attachment", e.a.Key(), "err", err)
+			counted, err = &gone, m.Del(ctx, Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1})
 		}
+		if err != nil {
+			counted = &failed
+			m.cfg.Log.Error(unrestored(e), "port", e.a.Name, "attachment", e.a.Key(), "err", err)
+		}
+		*counted++
 	}
 	if err := pruneGuards(); err != nil { // of pods that vanished while no agent ran
 		m.cfg.Log.Error("leftovers in nftables", "err", err)
 	}
 	m.cfg.Log.Info("attachments restored", "restored", restored, "gone", gone, "failed", failed, "took", time.Since(start))
 	return nil
+}
+
+// unrestored says what it means for the pod.
+func unrestored(e entry) string {
+	if e.dev != nil {
+		return "pod is served, but not all of it could be restored"
+	}
+	return "pod not restored; it stays cut off until it is created anew or the agent restarts"
 }
 
 func (m *Manager) restore(e entry) error {

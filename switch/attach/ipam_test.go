@@ -1,0 +1,175 @@
+package attach
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+
+	"tapyard/bench/nstest"
+	"tapyard/cniplugin/podapi"
+)
+
+// holdHostLocal has every run of host-local wait until free is called.
+func holdHostLocal(t *testing.T, dir string) (free func()) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, "pods"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "pods", "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { f.Close() }
+}
+
+// killHostLocal kills the run of host-local that this process has started and waits for.
+func killHostLocal(t *testing.T) {
+	t.Helper()
+	var victim int
+	soon(func() bool {
+		comms, _ := filepath.Glob("/proc/[0-9]*/comm")
+		for _, comm := range comms {
+			name, _ := os.ReadFile(comm)
+			status, _ := os.ReadFile(filepath.Join(filepath.Dir(comm), "status"))
+			if string(name) == "host-local\n" && bytes.Contains(status, fmt.Appendf(nil, "\nPPid:\t%d\n", os.Getpid())) {
+				victim, _ = strconv.Atoi(filepath.Base(filepath.Dir(comm)))
+			}
+		}
+		return victim != 0
+	})
+	if victim == 0 {
+		t.Fatal("host-local doesn't run")
+	}
+	if err := unix.Kill(victim, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An IPAM plugin that is killed fails its ADD, which leaves nothing, and a DEL, which the next one completes.
+func TestIPAMPluginKilled(t *testing.T) {
+	n, ns := newNodeFor(t, kind{TAP, 1, true}, nil), nstest.New(t)
+	under := func(f func() error) {
+		t.Helper()
+		free, ended := holdHostLocal(t, n.given), make(chan error, 1)
+		go func() { ended <- f() }()
+		killHostLocal(t)
+		free()
+		if err := <-ended; err == nil || !strings.Contains(err.Error(), "IPAM plugin host-local, ") || !strings.Contains(err.Error(), "signal: killed") {
+			t.Errorf("error %v, want that host-local was killed", err)
+		}
+	}
+	req := n.request(t, ns, "c1")
+	under(func() error { _, err := n.Add(t.Context(), req); return err })
+	n.assertNothing(t, ns)
+	n.addAsked(t, ns, "c1")
+	under(func() error { return n.Del(t.Context(), req) })
+	assertEmpty(t, ns)
+	assertGiven(t, n.given, 2)
+	n.del(t, reqFor(ns, "c1"))
+	n.assertNothing(t, ns)
+}
+
+// An IPAM plugin that can't take back the addresses of a pod that went keeps no agent from starting: the record stays
+// until it can.
+func TestStartWithoutAWorkingIPAMPlugin(t *testing.T) {
+	n, ns := newNodeFor(t, kind{TAP, 1, true}, nil), nstest.New(t)
+	n.addAsked(t, ns, "c1")
+	vanish(t, ns)
+	data, aside := filepath.Join(n.given, "pods"), filepath.Join(n.given, "aside")
+	if err := errors.Join(os.Rename(data, aside), os.WriteFile(data, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	n.restart(t)
+	if got := n.records(t); len(got) != 1 || len(n.List()) != 0 {
+		t.Errorf("records %v, pods %v", got, n.List())
+	}
+	if err := errors.Join(os.Remove(data), os.Rename(aside, data)); err != nil {
+		t.Fatal(err)
+	}
+	n.restart(t)
+	n.assertNothing(t)
+}
+
+// CHECK is the plugin's as well, and looks for the rules that lead to the pod.
+func TestCheckOfAll(t *testing.T) {
+	for _, k := range kinds {
+		if k.whole {
+			t.Run(k.String(), func(t *testing.T) { testCheckOfAll(t, k) })
+		}
+	}
+}
+
+func testCheckOfAll(t *testing.T, k kind) {
+	n, ns := newNodeFor(t, k, nil), nstest.New(t)
+	n.addAsked(t, ns, "c1")
+	e, _ := n.get("c1/eth0")
+	out, err := result(e.a, Conf{CNIVersion: "1.1.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	prev, err := types100.NewResult(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := func(after, want string) {
+		t.Helper()
+		err := n.Check(t.Context(), n.request(t, ns, "c1"), prev.(*types100.Result))
+		if want == "" && err != nil {
+			t.Errorf("%s: %v", after, err)
+		}
+		if want != "" && (err == nil || podapi.AsError(err).Code != podapi.CodeBroken || err.Error() != "check c1/eth0, port c1: "+want) {
+			t.Errorf("%s: %v\nwant %s", after, err, want)
+		}
+	}
+	is("ADD", "")
+	const says = "chain %s of nftables table inet tapyard has %d of %d rules that lead [*:8080->80/tcp *:53->53/udp] to the pod; the agent restores what others remove within half a minute"
+	for _, c := range []struct {
+		script     string
+		chain      string
+		have, want int
+	}{
+		{"delete table inet tapyard", "ports", 0, 4},
+		{"flush chain inet tapyard ports", "ports", 0, 4},
+		{"flush chain inet tapyard prerouting", "prerouting", 0, 1},
+		{"flush chain inet tapyard output", "output", 0, 1},
+		{"flush chain inet tapyard hairpin", "hairpin", 0, 6},
+		// Of another pod, as its comment says.
+		{"flush chain inet tapyard ports; add rule inet tapyard ports tcp dport 8080 drop comment \"c2; managed by tapyard\"", "ports", 0, 4},
+	} {
+		if out, err := exec.Command("nft", c.script).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", c.script, err, out)
+		}
+		is(c.script, fmt.Sprintf(says, c.chain, c.have, c.want))
+		if err := n.cfg.MapPorts(); err != nil {
+			t.Fatal(err)
+		}
+		is("the rules are back", "")
+	}
+	address := filepath.Join(n.given, "pods", e.a.Addrs()[0].String())
+	if err := os.Rename(address, address+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	is("host-local lost an address", "") // it looks for any of the pod's
+	if err := os.Rename(filepath.Join(n.given, "pods"), filepath.Join(n.given, "lost")); err != nil {
+		t.Fatal(err)
+	}
+	is("host-local lost all", "IPAM plugin host-local, CHECK: host-local: Failed to find address added by container c1")
+	if err := errors.Join(os.RemoveAll(filepath.Join(n.given, "pods")), os.Rename(filepath.Join(n.given, "lost"), filepath.Join(n.given, "pods")), os.Rename(address+".aside", address)); err != nil {
+		t.Fatal(err)
+	}
+	is("they are back", "")
+	n.del(t, reqFor(ns, "c1"))
+	n.assertNothing(t, ns)
+}
