@@ -34,8 +34,8 @@ func Main(m *testing.M) {
 	if len(os.Args) > 3 && os.Args[1] == execVerb {
 		fatal(execInside(os.Args[2], os.Args[3:]))
 	}
-	if len(os.Args) == 4 && os.Args[1] == systemdVerb {
-		fatal(becomeSystemd(os.Args[2], os.Args[3]))
+	if len(os.Args) >= 4 && os.Args[1] == systemdVerb {
+		fatal(becomeSystemd(os.Args[2], os.Args[3], os.Args[4:]))
 	}
 	flag.Parse()
 	outer := os.Getenv(outerEnv)

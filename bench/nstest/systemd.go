@@ -29,8 +29,9 @@ type Systemd struct {
 	pid int
 }
 
-// NewSystemd boots a service manager, which ends with the test. A machine without systemd fails the test.
-func NewSystemd(t testing.TB, ns *NS) *Systemd {
+// NewSystemd boots a service manager, which ends with the test. It has the shared folders at the same paths as the test,
+// not below /tmp, of which a service may have its own. A machine without systemd fails the test.
+func NewSystemd(t testing.TB, ns *NS, shared ...string) *Systemd {
 	t.Helper()
 	if _, err := os.Stat(systemdProgram); err != nil {
 		t.Fatalf("nstest: %v (Debian's package systemd)", err)
@@ -43,7 +44,7 @@ func NewSystemd(t testing.TB, ns *NS) *Systemd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/proc/self/exe", systemdVerb, ns.Path(), strings.Join(cgroups, ":"))
+	cmd := exec.Command("/proc/self/exe", append([]string{systemdVerb, ns.Path(), strings.Join(cgroups, ":")}, shared...)...)
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC, Pdeathsig: unix.SIGKILL}
 	started, waited := make(chan error), make(chan struct{})
@@ -89,7 +90,7 @@ func (s *Systemd) Command(name string, args ...string) *exec.Cmd {
 }
 
 // becomeSystemd turns this process, the first of its namespaces, into a service manager; it returns only on failure.
-func becomeSystemd(netns, cgroups string) error {
+func becomeSystemd(netns, cgroups string, shared []string) error {
 	runtime.LockOSThread()
 	file, err := os.Open(netns)
 	if err != nil {
@@ -106,7 +107,7 @@ func becomeSystemd(netns, cgroups string) error {
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return err
 	}
-	if err := makeRoot(); err != nil {
+	if err := makeRoot(shared); err != nil {
 		return err
 	}
 	env := []string{"container=nstest", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
@@ -122,7 +123,7 @@ type mount struct {
 }
 
 // makeRoot makes the new root and moves there.
-func makeRoot() error {
+func makeRoot(shared []string) error {
 	const root = "/tmp"
 	mounts := []mount{
 		{"", "/", "", unix.MS_REC | unix.MS_SLAVE, ""},
@@ -142,6 +143,9 @@ func makeRoot() error {
 	}
 	for _, h := range hierarchies { // or systemd, which only knows cpu and cpuacct joined, leaves them out where they are apart
 		mounts = append(mounts, mount{"cgroup", "/sys/fs/cgroup/" + h.name, h.fstype, 0, h.data})
+	}
+	for _, dir := range shared {
+		mounts = append(mounts, mount{dir, dir, "", unix.MS_BIND | unix.MS_REC, ""})
 	}
 	for _, m := range mounts {
 		to := root + m.to

@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,16 +63,32 @@ type cli struct {
 	dir string
 }
 
-func build(t *testing.T) *cli {
-	c := &cli{t: t, dir: t.TempDir()}
+func build(t *testing.T) *cli { return buildIn(t, t.TempDir()) }
+
+func buildIn(t *testing.T, dir string) *cli {
+	t.Helper()
+	built, err := programs()
+	if err == nil {
+		err = os.CopyFS(dir, os.DirFS(built))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &cli{t: t, dir: dir}
+}
+
+// programs builds them once, in a folder that goes with this process: /run is its own.
+var programs = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = os.MkdirTemp("/run", "programs-"); err != nil {
+		return "", err
+	}
 	for _, program := range []string{"tapyard", "tapyard-cni"} {
-		out, err := exec.Command("go", "build", "-o", filepath.Join(c.dir, program), "tapyard/cmd/"+program).CombinedOutput()
-		if err != nil {
-			t.Fatalf("build %s: %v\n%s", program, err, out)
+		if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, program), "tapyard/cmd/"+program).CombinedOutput(); err != nil {
+			return "", fmt.Errorf("build %s: %w\n%s", program, err, out)
 		}
 	}
-	return c
-}
+	return dir, nil
+})
 
 func (c *cli) run(args ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(c.dir, "tapyard"), args...)

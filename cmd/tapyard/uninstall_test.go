@@ -21,11 +21,17 @@ type installed struct {
 	config    string
 	stateDir  string
 	runDir    string
+	unit      *nstest.Systemd // runs the agent by the unit; nil: the test does
 }
 
 func install(t *testing.T) *installed {
 	t.Helper()
-	n := &installed{cli: build(t), node: nstest.New(t), pod: nstest.New(t)}
+	n := &installed{node: nstest.New(t), pod: nstest.New(t)}
+	if os.Getenv(unitEnv) == "" {
+		n.cli = build(t)
+	} else {
+		n.underUnit(t)
+	}
 	n.config, n.stateDir, n.runDir = filepath.Join(n.dir, "tapyard.yaml"), filepath.Join(n.dir, "state"), filepath.Join(n.dir, "run")
 	text := "name: n1\npodSubnets: [10.244.1.0/24, 'fd00:10:244:1::/64']\nunderlay: [192.168.1.11]\n" +
 		"networks: [{name: blue, vni: 7, l2: local, uplink: eth1}]\npeersFile: " + filepath.Join(n.dir, "peers.yaml") + "\nrunDir: " + n.runDir + "\nstateDir: " + n.stateDir + "\n"
@@ -51,18 +57,15 @@ func (n *installed) onNode(stdin, name string, args ...string) string {
 // start runs an agent until it answers; the function that it returns ends it by a signal.
 func (n *installed) start() (stop func(syscall.Signal)) {
 	n.t.Helper()
+	if n.unit != nil {
+		return n.startUnit()
+	}
 	cmd := n.node.Command(filepath.Join(n.dir, "tapyard"), "agent", "--config", n.config)
 	cmd.Stderr = n.t.Output()
 	if err := cmd.Start(); err != nil {
 		n.t.Fatal(err)
 	}
-	eventually(n.t, "the agent answers", func() bool {
-		conn, err := net.Dial("unix", filepath.Join(n.runDir, "admin.sock"))
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
-	})
+	n.answers()
 	return func(s syscall.Signal) {
 		n.t.Helper()
 		if err := cmd.Process.Signal(s); err != nil {
@@ -72,6 +75,17 @@ func (n *installed) start() (stop func(syscall.Signal)) {
 			n.t.Fatal(err)
 		}
 	}
+}
+
+func (n *installed) answers() {
+	n.t.Helper()
+	eventually(n.t, "the agent answers", func() bool {
+		conn, err := net.Dial("unix", filepath.Join(n.runDir, "admin.sock"))
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
 }
 
 func (n *installed) cni(verb, id string) {
