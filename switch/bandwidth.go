@@ -7,6 +7,7 @@ import (
 
 	"tapyard/switch/drop"
 	"tapyard/switch/frame"
+	"tapyard/switch/wire"
 )
 
 // Read ITU-T I.371 annex A first: the generic cell rate algorithm is a token bucket in one word, the time at
@@ -65,10 +66,11 @@ func (m *meter) admit(now int64, frames []*frame.Frame) (n int) {
 
 func (m *meter) cost(bytes int) int64 { return int64(float64(bytes) * m.perByte) }
 
-// police drops what a port sends beyond its rate, before it costs anything.
+// police drops what a port sends beyond its rate, before it costs anything. A busy station still answers Probe.
 func (w *worker) police() {
-	for i := w.in.sent.admit(w.now, w.burst.Frames()); i < w.burst.Len(); i++ {
-		if v := &w.verdicts[i]; v.reason == drop.None {
+	frames := w.burst.Frames()
+	for i := w.in.sent.admit(w.now, frames); i < len(frames); i++ {
+		if v := &w.verdicts[i]; v.reason == drop.None && wire.Ethernet(frames[i].Bytes()).Dst() != proberMAC {
 			v.reason = drop.BandwidthEgress
 		}
 	}

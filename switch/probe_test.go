@@ -84,6 +84,34 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// A station that has sent and been sent all that its limits allow is asked, and answers, nevertheless.
+func TestProbeOfABusyStation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, port.CapsAll)
+		r.must(r.sw.Detach(t.Context(), r.ids[r.podA]))
+		id, err := r.sw.Attach(r.podA, PortConfig{Role: RoleAccess, VNI: testVNI, Sent: Rate{8, 8}, Received: Rate{8, 8}})
+		r.must(err)
+		r.ids[r.podA] = id
+		r.must(r.sw.AddStation(testVNI, id, macA, []netip.Addr{a4, a6}))
+		to, from := plain(udp(t, macB, macA, b4, a4, 64, "to")), plain(udp(t, macA, macB, a4, b4, 64, "from"))
+		r.run(r.podB, to, to)
+		r.run(r.podA, from, from)
+		if got := r.drops(r.podA); got["bandwidth_egress"] != 1 || got["bandwidth_ingress"] != 1 {
+			t.Fatalf("drops %v, want one of each direction", got)
+		}
+		for _, addr := range []netip.Addr{a4, a6} {
+			result := r.probing(addr)
+			r.run(r.podA, plain(answerTo(t, r.asked(), addr, macA)), from)
+			if err := <-result; err != nil {
+				t.Error(err)
+			}
+		}
+		if got := r.drops(r.podA); got["bandwidth_egress"] != 3 {
+			t.Errorf("drops %v, want three of what was sent", got)
+		}
+	})
+}
+
 // A probe asks some times, and takes no answer from elsewhere, from another MAC, for another address, or
 // that is none.
 func TestProbeWithoutAnswer(t *testing.T) {

@@ -49,7 +49,7 @@ func (w *worker) send() {
 // does the missing work for the port otherwise. What belongs together goes as one super-frame to a device of
 // a kernel that takes all kinds of them; a tunnel would have to cut it.
 func (w *worker) sendTo(ps *portState, b *frame.Burst) {
-	if ps.received != nil {
+	if ps.received != nil && w.in.id != port.Local { // what the switch says itself is no traffic of others
 		if w.shape(ps, b); b.Len() == 0 {
 			return
 		}
