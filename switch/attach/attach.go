@@ -11,8 +11,8 @@
 // namespace in which they were opened, keep it alive: a pod that vanishes without a DEL is the sweep's to notice.
 //
 // The verbs are add.go, del.go, check.go, status.go and gc.go, called by handler.go; conf.go reads the network configuration,
-// and delegate.go runs the plugins that give out addresses. record.go, store.go and pages.go keep the records, alias.go
-// their copies, and audit.go, reconcile.go, rebuild.go and scan.go compare them with what there is. host.go, egress.go,
+// and delegate.go, with plugin.go, runs the plugins that give out addresses. record.go, store.go and pages.go keep the records,
+// alias.go their copies, and audit.go, reconcile.go, rebuild.go and scan.go compare them with what there is. host.go, egress.go,
 // ports.go and forwarding.go are the host's side; restore.go and handover.go the start, sweep.go and mtu.go what goes on.
 package attach
 

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -51,15 +50,14 @@ const delegateTimeout = 45 * time.Second
 
 // run executes the IPAM plugin with a verb. It returns what the plugin printed.
 func (d *Delegation) run(ctx context.Context, verb string, req Request) ([]byte, error) {
-	exec := &invoke.RawExec{Stderr: io.Discard} // its error is on standard output
-	path, err := exec.FindInPath(d.Type, filepath.SplitList(d.Path))
+	path, err := invoke.FindInPath(d.Type, filepath.SplitList(d.Path))
 	if err != nil {
 		return nil, podapi.Errorf(podapi.CodeInvalidConf, "key \"ipam.type\" is %q: no such plugin in CNI_PATH %q; install it there (package containernetworking-plugins), or leave 'ipam' out: then this agent gives out the addresses", d.Type, d.Path)
 	}
 	ctx, cancel := context.WithTimeout(ctx, delegateTimeout)
 	defer cancel()
 	args := &invoke.Args{Command: verb, ContainerID: req.ContainerID, NetNS: req.NetnsPath, IfName: req.IfName, PluginArgsStr: d.Args, Path: d.Path}
-	out, err := exec.ExecPlugin(ctx, path, d.Conf, args.AsEnv())
+	out, err := execPlugin(ctx, path, d.Conf, args.AsEnv())
 	if err == nil {
 		return out, nil
 	}

@@ -34,27 +34,24 @@ func holdHostLocal(t *testing.T, dir string) (free func()) {
 	return func() { f.Close() }
 }
 
-// killHostLocal kills the run of host-local that this process has started and waits for.
-func killHostLocal(t *testing.T) {
+// runOfHostLocal waits for the one that a process has started, and returns its number.
+func runOfHostLocal(t *testing.T, parent int) (pid int) {
 	t.Helper()
-	var victim int
 	soon(func() bool {
 		comms, _ := filepath.Glob("/proc/[0-9]*/comm")
 		for _, comm := range comms {
 			name, _ := os.ReadFile(comm)
 			status, _ := os.ReadFile(filepath.Join(filepath.Dir(comm), "status"))
-			if string(name) == "host-local\n" && bytes.Contains(status, fmt.Appendf(nil, "\nPPid:\t%d\n", os.Getpid())) {
-				victim, _ = strconv.Atoi(filepath.Base(filepath.Dir(comm)))
+			if string(name) == "host-local\n" && bytes.Contains(status, fmt.Appendf(nil, "\nPPid:\t%d\n", parent)) {
+				pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(comm)))
 			}
 		}
-		return victim != 0
+		return pid != 0
 	})
-	if victim == 0 {
+	if pid == 0 {
 		t.Fatal("host-local doesn't run")
 	}
-	if err := unix.Kill(victim, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	return pid
 }
 
 // An IPAM plugin that is killed fails its ADD, which leaves nothing, and a DEL, which the next one completes.
@@ -64,7 +61,9 @@ func TestIPAMPluginKilled(t *testing.T) {
 		t.Helper()
 		free, ended := holdHostLocal(t, n.given), make(chan error, 1)
 		go func() { ended <- f() }()
-		killHostLocal(t)
+		if err := unix.Kill(runOfHostLocal(t, os.Getpid()), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
 		free()
 		if err := <-ended; err == nil || !strings.Contains(err.Error(), "IPAM plugin host-local, ") || !strings.Contains(err.Error(), "signal: killed") {
 			t.Errorf("error %v, want that host-local was killed", err)
@@ -79,6 +78,43 @@ func TestIPAMPluginKilled(t *testing.T) {
 	assertGiven(t, n.given, 2)
 	n.del(t, reqFor(ns, "c1"))
 	n.assertNothing(t, ns)
+}
+
+// An agent that is killed while it waits for its IPAM plugin takes that along: it can't go on when the next agent has
+// undone what this one had begun.
+func TestAgentKilledUnderItsIPAMPlugin(t *testing.T) {
+	k := kind{TAP, 1, true}
+	v := &killedAgent{kind: k, dir: t.TempDir(), given: t.TempDir()}
+	v.conf = k.conf(t, v.given, "")
+	for _, verb := range []string{"ADD", "DEL"} {
+		for _, ending := range endings {
+			v.ns = nstest.New(t)
+			agent := startAgent(t, v.dir, k.String())
+			if verb == "DEL" {
+				mustAnswer(t, v.dir, "ADD", v.ns, v.conf)
+			}
+			free, ended := holdHostLocal(t, v.given), make(chan error, 1)
+			go func() { _, err := callWith(v.dir, verb, "c1", v.ns, v.conf); ended <- err }()
+			pid := runOfHostLocal(t, agent.Process.Pid)
+			if err := unix.Kill(pid, unix.SIGSTOP); err != nil { // so that it would come late
+				t.Fatal(err)
+			}
+			agent.Process.Kill()
+			if err := <-ended; !errors.Is(err, podapi.ErrAgentDown) {
+				t.Errorf("%s: %v", verb, err)
+			}
+			agent.Wait()
+			free()
+			v.end(t, ending)
+			if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err == nil && !strings.Contains(string(status), "\nState:\tZ") {
+				unix.Kill(pid, unix.SIGKILL)
+				t.Errorf("the plugin outlives its agent: %s", status)
+			}
+			if t.Failed() {
+				t.Fatalf("killed in the plugin's %s, followed by %s", verb, ending)
+			}
+		}
+	}
 }
 
 // An IPAM plugin that can't take back the addresses of a pod that went keeps no agent from starting: the record stays
