@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,15 +92,28 @@ func (s *Server) replayTombstones(ctx context.Context, dir string) error {
 	}
 	errs := []error{err}
 	for _, e := range entries {
-		if filepath.Ext(e.Name()) != ".json" {
-			continue // one that a plugin is writing
-		}
 		path := filepath.Join(dir, e.Name())
+		if filepath.Ext(e.Name()) != ".json" {
+			errs = append(errs, removeUnfinished(e, path))
+			continue
+		}
 		if err := s.replay(ctx, path); err != nil {
 			errs = append(errs, fmt.Errorf("tombstone %s: %w", path, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unfinishedAge is how long a plugin, which gives up after a minute, may take to write a tombstone.
+const unfinishedAge = 2 * time.Minute
+
+// removeUnfinished takes away what a plugin was writing when it was killed.
+func removeUnfinished(e os.DirEntry, path string) error {
+	info, err := e.Info()
+	if err != nil || time.Since(info.ModTime()) < unfinishedAge {
+		return nil // it has its name by now, or will have
+	}
+	return remove(path)
 }
 
 func (s *Server) replay(ctx context.Context, path string) error {

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 func tombstones(t *testing.T, a *agent) (names []string) {
@@ -46,6 +48,11 @@ func TestTombstones(t *testing.T) {
 	if err := errors.Join(WriteTombstone(dir, add), os.WriteFile(filepath.Join(dir, "garbage.json"), []byte("{"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+	writing, killed := filepath.Join(dir, "new-1"), filepath.Join(dir, "new-2") // by a plugin that was killed three minutes ago
+	past := time.Now().Add(-3 * time.Minute)
+	if err := errors.Join(os.WriteFile(writing, []byte("{"), 0o600), os.WriteFile(killed, []byte("{"), 0o600), os.Chtimes(killed, past, past)); err != nil {
+		t.Fatal(err)
+	}
 	var mu sync.Mutex
 	got := map[string]bool{} // by container: with a namespace
 	record := func(_ context.Context, r *Request, netns int) (json.RawMessage, error) {
@@ -67,8 +74,11 @@ func TestTombstones(t *testing.T) {
 		t.Errorf("handled %v, want %s", got, want)
 	}
 	mu.Unlock()
-	if left := tombstones(t, a); len(left) != 1 {
-		t.Errorf("tombstones left: %v, want the stubborn one's", left)
+	if left := tombstones(t, a); len(left) != 2 || !slices.Contains(left, "new-1") {
+		t.Errorf("tombstones left: %v, want the stubborn one's, and what is being written", left)
+	}
+	if err := os.Remove(writing); err != nil {
+		t.Fatal(err)
 	}
 	// An ADD makes a pod that an old tombstone must not delete; a failed GC says which DELs are still open.
 	if err := WriteTombstone(dir, add); err != nil {
