@@ -64,9 +64,10 @@ test: test-deps build ## everything but test-long, as root: all tests, then the 
 	NETNS_REQUIRED=1 go test -count=1 -short -race -timeout 8m ./...
 
 # The tests are those that look at TAPYARD_LONG, and nothing else.
-test-long: runtime-deps build ## what takes longer, after `make test`: a fuzz of every parser; containers of containerd and podman; an agent killed 100 times under 50 pods that talk; 20 restarts, kills and upgrades by systemd
+test-long: runtime-deps build ## what takes longer, after `make test`: a fuzz of every parser; containers of containerd and podman; an agent killed 100 times under 50 pods that talk; 20 restarts, kills and upgrades by systemd; each failure and kill inside ADD and DEL with each way to clear up
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=10s
 	TAPYARD_LONG=1 NETNS_REQUIRED=1 go test -count=1 -p 1 -timeout 30m -run 'TestRuntime|TestKillsKeepPods|TestServiceRestartsUnnoticed' ./cmd/tapyard
+	TAPYARD_LONG=1 NETNS_REQUIRED=1 go test -count=1 -timeout 10m -run AtEachStep ./switch/attach
 
 # At the end of its time the go command sometimes takes its own deadline for a failure ("context deadline
 # exceeded", golang/go#75804, mended in Go 1.27). A real failure writes the input that caused it, so without

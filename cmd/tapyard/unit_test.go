@@ -21,34 +21,38 @@ const unitEnv = "TAPYARD_UNDER_UNIT"
 // podOperations are the tests of what is done to pods. Those of the lab, of tunnels and of speed have nothing that the
 // unit's hardening could forbid and these don't do.
 var podOperations = []struct {
-	name string
-	test func(*testing.T)
+	name  string
+	test  func(*testing.T)
+	short bool // not done by hand as well, or what the hardening touches most
 }{
-	{"Versions", TestCNIVersions},
-	{"Del", TestCNIDel},
-	{"Check", TestCNICheck},
-	{"CheckWithoutAddresses", TestCNICheckWithoutAddresses},
-	{"Status", TestCNIStatus},
-	{"StatusOfPeers", TestCNIStatusOfPeers},
-	{"GC", TestCNIGC},
-	{"Tool", TestCNITool},
-	{"Chains", TestChainsWithReferencePlugins},
-	{"MappedPorts", TestMappedPortsThroughTheSwitch},
-	{"AddressBesideThePodSubnets", TestAddressBesideThePodSubnets},
-	{"Bandwidth", TestBandwidthIsKept},
-	{"SeveralNetworks", TestPodInSeveralNetworks},
-	{"Lease", TestLeaseFromTheSegment},
-	{"AuditAndRebuild", TestAuditAndRebuild},
-	{"RingsAndQueues", TestPodWithRingsAndQueues},
-	{"Uplink", TestPodOnAnUplink},
-	{"Beyond", TestPodBeyondTheCluster},
-	{"UsualPlaces", testUsualPlaces},
-	{"OtherUsersPod", testOtherUsersPod},
+	{"Versions", TestCNIVersions, false},
+	{"Del", TestCNIDel, false},
+	{"Check", TestCNICheck, false},
+	{"CheckWithoutAddresses", TestCNICheckWithoutAddresses, false},
+	{"Status", TestCNIStatus, false},
+	{"StatusOfPeers", TestCNIStatusOfPeers, false},
+	{"GC", TestCNIGC, false},
+	{"Tool", TestCNITool, false},
+	{"Chains", TestChainsWithReferencePlugins, true},
+	{"MappedPorts", TestMappedPortsThroughTheSwitch, false},
+	{"AddressBesideThePodSubnets", TestAddressBesideThePodSubnets, false},
+	{"Bandwidth", TestBandwidthIsKept, false},
+	{"SeveralNetworks", TestPodInSeveralNetworks, false},
+	{"Lease", TestLeaseFromTheSegment, false},
+	{"AuditAndRebuild", TestAuditAndRebuild, false},
+	{"RingsAndQueues", TestPodWithRingsAndQueues, true},
+	{"Uplink", TestPodOnAnUplink, false},
+	{"Beyond", TestPodBeyondTheCluster, false},
+	{"UsualPlaces", testUsualPlaces, true},
+	{"OtherUsersPod", testOtherUsersPod, true},
 }
 
 // Whatever is done to pods works under the unit's hardening.
 func TestUnderTheUnit(t *testing.T) {
 	for _, op := range podOperations {
+		if testing.Short() && !op.short {
+			continue
+		}
 		t.Run(op.name, func(t *testing.T) {
 			t.Setenv(unitEnv, "1")
 			op.test(t)

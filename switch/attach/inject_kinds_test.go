@@ -87,6 +87,7 @@ func (k kind) configure(c *Config, m func() *Manager) {
 		c.Queues, c.Steering = k.queues, port.NewSteering(2)
 	}
 	if k.whole {
+		c.Networks = []Network{{Name: "blue", VNI: 7}}
 		c.MapPorts = func() error {
 			return SetPorts(EgressConfig{PodSubnets: c.Subnets, PortsOnly: true, Ports: m().Mapped()})
 		}

@@ -117,6 +117,56 @@ func TestAgentKilledUnderItsIPAMPlugin(t *testing.T) {
 	}
 }
 
+// A pod is in the switch while it waits for a lease. When there is no daemon, or the agent is killed meanwhile, nothing of
+// that stays.
+func TestNoLease(t *testing.T) {
+	k := kind{TAP, 1, true}
+	socket := filepath.Join(t.TempDir(), "dhcp.sock")
+	lease := fmt.Appendf(nil, `{"cniVersion": "1.1.0", "name": "pods", "type": "tapyard", "network": "blue", "cni.dev/valid-attachments": [], "ipam": {"type": "dhcp", "daemonSocketPath": %q}}`, socket)
+	n, ns := newNodeFor(t, k, nil), nstest.New(t)
+	req := n.request(t, ns, "c1")
+	var err error
+	if req.Conf, err = parseConf(lease, "", nstest.CNIPlugins(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Add(t.Context(), req); err == nil || !strings.Contains(err.Error(), "IPAM plugin dhcp, ADD: ") || !strings.Contains(err.Error(), socket) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	assertEmpty(t, ns)
+	if n.assertNotServed(t); len(n.entries) > 0 {
+		t.Errorf("entries %v", n.entries)
+	}
+
+	daemon := exec.Command(filepath.Join(nstest.CNIPlugins(t), "dhcp"), "daemon", "-socketpath", socket, "-pidfile", socket+".pid")
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { daemon.Process.Kill(); daemon.Wait() })
+	soon(func() bool { return exists(socket) })
+	v := &killedAgent{kind: k, dir: t.TempDir(), given: t.TempDir(), conf: lease}
+	for _, ending := range endings {
+		v.ns = nstest.New(t)
+		agent, ended := startAgent(t, v.dir, k.String()), make(chan error, 1)
+		go func() { _, err := callWith(v.dir, "ADD", "c1", v.ns, lease); ended <- err }()
+		var traces string
+		soon(func() bool {
+			traces = string(mustAnswer(t, v.dir, "TRACES", nil, lease))
+			return strings.Contains(traces, "port c1")
+		})
+		if !strings.Contains(traces, "port c1") {
+			t.Fatalf("the pod isn't in the switch: %s", traces)
+		}
+		agent.Process.Kill()
+		if err := <-ended; !errors.Is(err, podapi.ErrAgentDown) {
+			t.Error(err)
+		}
+		agent.Wait()
+		if v.end(t, ending); t.Failed() {
+			t.Fatalf("followed by %s", ending)
+		}
+	}
+}
+
 // An IPAM plugin that can't take back the addresses of a pod that went keeps no agent from starting: the record stays
 // until it can.
 func TestStartWithoutAWorkingIPAMPlugin(t *testing.T) {

@@ -35,6 +35,11 @@ func newSwitch(cfg attach.Config) (attach.RealSwitch, error) {
 	if err := sw.AddNetwork(own); err != nil {
 		return nil, err
 	}
+	for _, n := range cfg.Networks {
+		if err := sw.AddNetwork(vswitch.Network{VNI: n.VNI}); err != nil {
+			return nil, err
+		}
+	}
 	if err := sw.AddNeighbors(cfg.VNI, port.Local, router, slices.Concat(own.Gateways, own.Locals)); err != nil {
 		return nil, err
 	}
