@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"tapyard/bench/nstest"
+	"tapyard/bench/seed"
 	"tapyard/cniplugin/podapi"
 	"tapyard/switch/port"
 )
@@ -48,7 +49,7 @@ func (k kind) String() string {
 	return s
 }
 
-// kinds are those that tests go through.
+// kinds are those that tests go through: two plain ones, and three that have it all.
 var kinds = []kind{{TAP, 1, false}, {Veth, 1, false}, {TAP, 1, true}, {TAP, 2, true}, {Veth, 1, true}}
 
 func kindNamed(name string) kind {
@@ -60,8 +61,14 @@ func kindNamed(name string) kind {
 	panic("no pods of kind " + name)
 }
 
+// eachKind goes through all of them, and in a short test through a plain one and one that has it all.
 func eachKind(t *testing.T, test func(*testing.T, kind)) {
-	for _, k := range kinds {
+	some := kinds
+	if testing.Short() {
+		rng := seed.Rand(t)
+		some = []kind{kinds[rng.IntN(2)], kinds[2+rng.IntN(3)]}
+	}
+	for _, k := range some {
 		t.Run(k.String(), func(t *testing.T) { test(t, k) })
 	}
 }
@@ -106,7 +113,7 @@ func (k kind) conf(t *testing.T, given, socket string) json.RawMessage {
 	}
 	if k.whole {
 		t.Setenv(pluginsEnv, nstest.CNIPlugins(t))
-		c["ipam"] = map[string]any{"type": "host-local", "dataDir": given, "ranges": json.RawMessage(ranges)}
+		c["ipam"] = map[string]any{"type": "host-local", "dataDir": given, "ranges": json.RawMessage(severalRanges)}
 		c["capabilities"] = map[string]bool{"portMappings": true, "bandwidth": true}
 		c["runtimeConfig"] = map[string]any{
 			"portMappings": []any{map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}, map[string]any{"hostPort": 53, "containerPort": 53, "protocol": "udp"}},
@@ -119,6 +126,10 @@ func (k kind) conf(t *testing.T, given, socket string) json.RawMessage {
 	}
 	return text
 }
+
+// severalRanges are those of kind.conf: an address of each family, and one beside the pod subnets.
+const severalRanges = `[[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.30"}], [{"subnet": "fd00:10:244:1::/64", "rangeStart": "fd00:10:244:1::30"}],
+	[{"subnet": "172.30.0.0/24"}]]`
 
 // request is what a runtime asks for a pod of the node's kind.
 func (n *node) request(t *testing.T, ns *nstest.NS, id string) Request {
@@ -142,9 +153,9 @@ func (n *node) addAsked(t *testing.T, ns *nstest.NS, id string) {
 	if !n.kind.whole {
 		return
 	}
-	assertGiven(t, n.given, 2)
+	assertGiven(t, n.given, 3)
 	assertPorts(t, true)
-	for _, trace := range []string{"port c1\n", "route 1 10.244.1.", "route 1 fd00:10:244:1::", "fdb 1 ", "neighbor 1 "} {
+	for _, trace := range []string{"port c1\n", "route 1 10.244.1.", "route 1 fd00:10:244:1::", "route 1 172.30.0.", "fdb 1 ", "neighbor 1 172.30.0."} {
 		if traces := n.served.Traces(); !strings.Contains(traces, trace) {
 			t.Errorf("the switch lacks %q: %s", trace, traces)
 		}

@@ -75,7 +75,7 @@ func TestIPAMPluginKilled(t *testing.T) {
 	n.addAsked(t, ns, "c1")
 	under(func() error { return n.Del(t.Context(), req) })
 	assertEmpty(t, ns)
-	assertGiven(t, n.given, 2)
+	assertGiven(t, n.given, 3)
 	n.del(t, reqFor(ns, "c1"))
 	n.assertNothing(t, ns)
 }
@@ -226,13 +226,13 @@ func testCheckOfAll(t *testing.T, k kind) {
 		chain      string
 		have, want int
 	}{
-		{"delete table inet tapyard", "ports", 0, 4},
-		{"flush chain inet tapyard ports", "ports", 0, 4},
+		{"delete table inet tapyard", "ports", 0, 6},
+		{"flush chain inet tapyard ports", "ports", 0, 6},
 		{"flush chain inet tapyard prerouting", "prerouting", 0, 1},
 		{"flush chain inet tapyard output", "output", 0, 1},
-		{"flush chain inet tapyard hairpin", "hairpin", 0, 6},
+		{"flush chain inet tapyard hairpin", "hairpin", 0, 10},
 		// Of another pod, as its comment says.
-		{"flush chain inet tapyard ports; add rule inet tapyard ports tcp dport 8080 drop comment \"c2; managed by tapyard\"", "ports", 0, 4},
+		{"flush chain inet tapyard ports; add rule inet tapyard ports tcp dport 8080 drop comment \"c2; managed by tapyard\"", "ports", 0, 6},
 	} {
 		if out, err := exec.Command("nft", c.script).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", c.script, err, out)
