@@ -165,9 +165,9 @@ func (p *probePair) read() {
 	}
 }
 
-// queued is how many datagrams a device surely holds while no agent reads it: its ring has room for 1,000 frames, and some
-// are the stream's.
-const queued = 800
+// queued is how many datagrams a device surely holds while no agent reads it: its ring has room for 1,000 frames, and of
+// those that come in a millisecond one is the stream's, as long as that has a window.
+const queued = 400
 
 // lost returns how many datagrams never came, how many of those found a ring full, and how many came twice. Before one that
 // found it full, as many as it holds had waited in it for the agent, so they came at once, though sent one a millisecond.
@@ -186,7 +186,7 @@ func (p *probePair) lost() (lost, full, twice int) {
 			continue
 		}
 		lost++
-		if n := len(before); n >= queued && before[n-1].Sub(before[n-queued]) < queued*probePeriod/2 {
+		if n := len(before); n >= queued && before[n-1].Sub(before[n-queued]) < queued*probePeriod*3/4 {
 			full++
 		}
 	}
