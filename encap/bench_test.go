@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tapyard/bench/nstest"
+	"tapyard/bench/seed"
 	"tapyard/switch/frame"
 	"tapyard/switch/wire"
 )
@@ -18,21 +19,30 @@ import (
 func BenchmarkLoopback(b *testing.B) {
 	for name, local := range map[string]string{"IPv4": "127.0.0.1", "IPv6": "::1"} {
 		for ecn, tos := range map[string]uint8{"not-ect": 0, "ect0": 2, "ce": 3} {
-			b.Run(name+"/"+ecn, func(b *testing.B) { benchmarkLoopback(b, netip.MustParseAddr(local), tos) })
+			b.Run(name+"/"+ecn, func(b *testing.B) { benchmarkLoopback(b, netip.MustParseAddr(local), tos, oneFlow) })
+		}
+		for kind, load := range map[string]load{"flows": {flows: 64, spread: 1}, "sizes": {flows: 64, spread: 137}} {
+			b.Run(name+"/"+kind, func(b *testing.B) { benchmarkLoopback(b, netip.MustParseAddr(local), 0, load) })
 		}
 	}
 }
 
-func benchmarkLoopback(b *testing.B, addr netip.Addr, tos uint8) {
+// load is what a burst consists of: frames of so many flows at random, of a payload of 60 bytes and up to spread-1 more.
+type load struct{ flows, spread int }
+
+var oneFlow = load{flows: 1, spread: 1}
+
+func benchmarkLoopback(b *testing.B, addr netip.Addr, tos uint8, l load) {
 	const bursts = 16
 	n := &node{ns: nstest.New(b), addr: addr, peers: &VTEPTable{}}
 	must(b, n.peers.Set([]Peer{{Name: "self", Underlay: addr}}))
 	n.open(b, 1)
 	out, in, q := newSender(n.tunnel, 0), newReceiver(n.tunnel), n.tunnel.Rx()[0]
-	inner, _ := udpFrame(5000, make([]byte, 60), 0)
+	inner, _ := udpFrame(5000, make([]byte, 59+l.spread), 0)
 	ip := wire.IPv4(inner[wire.EthernetLen:])
 	ip.SetTOS(tos)
 	ip.UpdateChecksum()
+	r := seed.Rand(b)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var sending, receiving time.Duration
@@ -41,7 +51,8 @@ func benchmarkLoopback(b *testing.B, addr netip.Addr, tos uint8) {
 		start := threadTime(b)
 		for range bursts {
 			for range frame.BurstSize {
-				out.add(b, inner)
+				f := out.add(b, inner[:len(inner)-r.IntN(l.spread)])
+				f.Hash = r.Uint32N(uint32(l.flows))
 			}
 			out.q.Send(&out.b)
 			out.b.Release()

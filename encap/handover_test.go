@@ -91,9 +91,9 @@ func TestDrainLeavesTheRest(t *testing.T) {
 	out := newSender(tunnel, 0)
 	const n = 4 * rxSlots
 	for i := range n {
-		out.add(t, fmt.Appendf(nil, "frame %d", i)).Hash = uint32(i) // a lane, hence a message, each
+		out.add(t, fmt.Appendf(nil, "frame %d", i))
+		out.send(t) // a message each
 	}
-	out.send(t)
 	q := tunnel.Rx()[0].(port.Drainer)
 	var st port.Stats
 	small, big := frame.NewPool(3, frame.DefaultArena), frame.NewPool(frame.BurstSize, frame.DefaultArena)
