@@ -11,13 +11,15 @@ const helloVersion = 1
 
 // Bits of a hello's third byte.
 const (
-	helloAsks   uint8 = 1 << iota // an answer is wanted
-	helloOffers                   // the sender takes slices
+	helloAsks    uint8 = 1 << iota // an answer is wanted
+	helloOffers                    // the sender takes slices
+	helloBundles                   // and bundles
 )
 
 // hello is what two nodes tell each other about the wire between them.
 type hello struct {
 	asks, offers bool
+	bundles      bool   // the sender takes them if it takes slices
 	session      uint64 // of the sender: random, new with each start, not 0
 	echo         uint64 // of the receiver, as the sender knows it: proves that the sender gets what is sent to its address
 	whole, lost  uint32 // messages that the sender received from the receiver, modulo 2^32
@@ -32,7 +34,7 @@ func isHello(b []byte) bool {
 // parseHello reads a datagram for which isHello is true.
 func parseHello(b []byte) hello {
 	return hello{
-		asks: b[2]&helloAsks != 0, offers: b[2]&helloOffers != 0,
+		asks: b[2]&helloAsks != 0, offers: b[2]&helloOffers != 0, bundles: b[2]&helloBundles != 0,
 		session: binary.BigEndian.Uint64(b[8:]), echo: binary.BigEndian.Uint64(b[16:]),
 		whole: binary.BigEndian.Uint32(b[24:]), lost: binary.BigEndian.Uint32(b[28:]),
 		test: binary.BigEndian.Uint32(b[32:]), passed: binary.BigEndian.Uint32(b[36:]),
@@ -48,6 +50,9 @@ func (h *hello) encode(b []byte) {
 	}
 	if h.offers {
 		b[2] |= helloOffers
+	}
+	if h.bundles {
+		b[2] |= helloBundles
 	}
 	binary.BigEndian.PutUint64(b[8:], h.session)
 	binary.BigEndian.PutUint64(b[16:], h.echo)

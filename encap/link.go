@@ -14,6 +14,8 @@ type link struct {
 	// Written by the negotiator and cleared by workers: the bytes of a full datagram with a slice; 0 is plain VXLAN.
 	size atomic.Uint32
 
+	bundles atomic.Bool // written by the negotiator: with slices, the peer takes bundles
+
 	// Written by workers.
 	wanted  atomic.Bool   // another wire would have paid since the negotiator last looked
 	tooBig  atomic.Bool   // the kernel refused a datagram for its size
@@ -71,6 +73,14 @@ func (p *Peer) Wire() string {
 // Slices says whether super-frames cross to the peer whole, in slices. It may be called from any goroutine.
 func (p *Peer) Slices() bool { return p.link != nil && p.link.size.Load() != 0 }
 
+// bundleSize returns the bytes of a full datagram with a bundle, or 0 if the peer takes none.
+func (l *link) bundleSize() int {
+	if !l.bundles.Load() {
+		return 0
+	}
+	return int(l.size.Load())
+}
+
 func (l *link) say(format string, args ...any) {
 	s := fmt.Sprintf(format, args...)
 	l.said.Store(&s)
@@ -87,7 +97,11 @@ func (l *link) slice(now time.Duration) {
 	l.beganAt, l.whole, l.lost = now, 0, 0
 	l.seen, l.sentThen, l.sentAt = l.sent.Load(), l.sent.Load(), now
 	l.size.Store(uint32(l.testSize))
-	l.say("slices of %d bytes", l.testSize)
+	bundles := ""
+	if l.bundles.Load() {
+		bundles = ", small frames in bundles"
+	}
+	l.say("slices of %d bytes%s", l.testSize, bundles)
 }
 
 // untested forgets the last test, whose result the peer goes on telling.

@@ -145,7 +145,7 @@ func (n *negotiator) test(p *Peer, now time.Duration) {
 func (n *negotiator) send(p *Peer, echo uint64, asks bool) {
 	l := p.link
 	tested := l.tested.Load()
-	n.out.hello(p, hello{asks: asks, offers: true, session: l.own, echo: echo, whole: l.rxWhole.Load(), lost: l.rxLost.Load(),
+	n.out.hello(p, hello{asks: asks, offers: true, bundles: true, session: l.own, echo: echo, whole: l.rxWhole.Load(), lost: l.rxLost.Load(),
 		test: uint32(tested >> 32), passed: uint32(tested)})
 }
 
@@ -169,6 +169,7 @@ func (n *negotiator) hear(p *Peer, h hello, now time.Duration) {
 			l.plain("the way is being tested")
 		}
 	}
+	l.bundles.Store(h.bundles)
 	l.heardAt, l.unanswered = now, 0
 	l.askAt = min(l.askAt, now+helloEvery)
 	n.judge(l, h, now)

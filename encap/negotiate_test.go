@@ -440,7 +440,7 @@ func TestNegotiationAfterMTUChange(t *testing.T) {
 // FuzzHello: any datagram is a hello that says the same when it is written again, or none.
 func FuzzHello(f *testing.F) {
 	b := make([]byte, helloLen)
-	(&hello{asks: true, offers: true, session: 1 << 63, echo: 2, whole: 3, lost: 4, test: 5, passed: 6}).encode(b)
+	(&hello{asks: true, offers: true, bundles: true, session: 1 << 63, echo: 2, whole: 3, lost: 4, test: 5, passed: 6}).encode(b)
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if !isHello(b) {

@@ -31,22 +31,23 @@ const (
 // room for waits in its slot for the next Recv, which the worker calls although the socket may be empty: Recv said
 // that there is more.
 type rxQueue struct {
-	fd       int
-	peers    *VTEPTable
-	slots    [rxSlots][]byte
-	iovs     [rxSlots]unix.Iovec // of slots
-	from     [rxSlots]sockaddr
-	control  [rxSlots]receiveControl
-	msgs     [rxSlots]mmsg.Message // of iovs, from and control
-	next     int                   // the slots from next to got-1 hold messages
-	got      int
-	rest     message // of slot next
-	direct   direct
-	joiner   frame.Joiner
-	partials partials
-	hellos   chan<- heard // nil in a plain Tunnel
-	drain    bool
-	drained  int // messages that were received since, for the rest of incomplete ones
+	fd        int
+	peers     *VTEPTable
+	slots     [rxSlots][]byte
+	iovs      [rxSlots]unix.Iovec // of slots
+	from      [rxSlots]sockaddr
+	control   [rxSlots]receiveControl
+	msgs      [rxSlots]mmsg.Message // of iovs, from and control
+	next      int                   // the slots from next to got-1 hold messages
+	got       int
+	rest      message // of slot next
+	direct    direct
+	joiner    frame.Joiner
+	partials  partials
+	unbundled int          // bytes of the next datagram, a bundle, that were delivered; 0 if it wasn't begun on
+	hellos    chan<- heard // nil in a plain Tunnel
+	drain     bool
+	drained   int // messages that were received since, for the rest of incomplete ones
 }
 
 // message is what is left of a received message.
@@ -205,6 +206,9 @@ func (q *rxQueue) take(b *frame.Burst, p *frame.Pool, st *port.Stats) int {
 		if h := sliceHeaderOf(datagram); h != 0 {
 			return q.slices(b, p, st, h)
 		}
+		if isBundle(datagram) {
+			return q.unbundle(b, p, st, datagram)
+		}
 		if isHello(datagram) {
 			q.hear(datagram, st)
 			return len(datagram)
@@ -212,7 +216,7 @@ func (q *rxQueue) take(b *frame.Burst, p *frame.Pool, st *port.Stats) int {
 	}
 	if reason := q.rest.judge(datagram); reason != drop.None {
 		st.RxDropped(reason, datagram, q.rest.from)
-	} else if !q.append(b, p, datagram) {
+	} else if !q.append(b, p, datagram.VNI(), datagram.Payload()) {
 		return -1
 	}
 	return len(datagram)
@@ -242,15 +246,15 @@ func (m *message) judge(datagram wire.VXLAN) drop.Reason {
 	return decapsulateECN(m.tos, datagram.Payload())
 }
 
-// append makes a valid datagram's frame a part of the one before it, or the next of b. It returns false
+// append makes a frame that was received a part of the one before it, or the next of b. It returns false
 // when b or p is full.
-func (q *rxQueue) append(b *frame.Burst, p *frame.Pool, datagram wire.VXLAN) bool {
-	m := frame.Meta{VNI: datagram.VNI(), Peer: q.rest.peer.Index}
-	if q.joiner.Add(datagram.Payload(), m) {
+func (q *rxQueue) append(b *frame.Burst, p *frame.Pool, vni uint32, received []byte) bool {
+	m := frame.Meta{VNI: vni, Peer: q.rest.peer.Index}
+	if q.joiner.Add(received, m) {
 		return true
 	}
 	q.finish(b)
-	if b.Full() || !q.joiner.Begin(p, datagram.Payload(), m) {
+	if b.Full() || !q.joiner.Begin(p, received, m) {
 		return false
 	}
 	if q.rest.train != 0 {

@@ -174,8 +174,8 @@ func FuzzDecap(f *testing.F) {
 			t.Skip("TestKernelLeavesOffloadsPending has it")
 		}
 		for _, d := range datagramsOf(message, int(size)) {
-			if fromPeer && (isHello(d) || sliceHeaderOf(d) != 0) {
-				t.Skip("FuzzSlices has it")
+			if fromPeer && (isHello(d) || isBundle(d) || sliceHeaderOf(d) != 0) {
+				t.Skip("FuzzSlices or FuzzBundles has it")
 			}
 		}
 		var n int

@@ -45,7 +45,7 @@ func (q *txQueue) sendSlices(i int, f *frame.Frame, peer *Peer, flags uint8, siz
 		copy(table[n*sliceLen:][:sliceLen], word)
 		h.put(word)
 	}
-	q.reasons[i] = q.sendMessage(prefix, body, peer, size)
+	q.reasons[i] = q.sendMessage(prefix, body, outerTOS(body), peer, size)
 	for n := range last {
 		copy(body[at+n*size:][:sliceLen], table[n*sliceLen:])
 	}
@@ -53,8 +53,8 @@ func (q *txQueue) sendSlices(i int, f *frame.Frame, peer *Peer, flags uint8, siz
 
 // sendMessage sends a then b in datagrams of size bytes, as many at once as the kernel takes, and returns why not all of
 // them were sent.
-func (q *txQueue) sendMessage(a, b []byte, peer *Peer, size int) drop.Reason {
-	tos, total := outerTOS(b), len(a)+len(b)
+func (q *txQueue) sendMessage(a, b []byte, tos uint8, peer *Peer, size int) drop.Reason {
+	total := len(a) + len(b)
 	most, refused := size, unix.Errno(0)
 	if q.t.segmenting() {
 		most = min(maxSegments, maxMessage/size) * size

@@ -1,8 +1,8 @@
 // Package encap carries frames to other nodes. A Tunnel is a port.Port that wraps frames in VXLAN over UDP
 // (RFC 7348) and unwraps what arrives, interoperable with the kernel's vxlan device and Open vSwitch; a
 // VTEPTable says which nodes are at the far end. Which peer a frame goes to or came from, and in which VNI,
-// travels beside it in frame.Meta. Peers that agree to it exchange super-frames whole, in slices; README.md in this folder
-// is the format's definition.
+// travels beside it in frame.Meta. Peers that agree to it exchange super-frames whole, in slices, and small frames in
+// bundles; README.md in this folder is the format's definition.
 package encap
 
 import (

@@ -51,6 +51,7 @@ type txQueue struct {
 	segs    frame.Segmenter
 	message uint16 // of the last frame that went in slices
 	slicer  slicer
+	bundler bundler
 
 	// The datagrams of the next sendmmsg, all in one lane, and the messages that they make up.
 	fd      int
@@ -100,6 +101,7 @@ func (q *txQueue) Send(b *frame.Burst) {
 		for ; members != 0; members &= members - 1 {
 			q.gather(bits.TrailingZeros64(members))
 		}
+		q.sendBundle()
 		q.transmit()
 		q.lanes[lane] = 0
 	}
@@ -117,6 +119,17 @@ func (q *txQueue) gather(i int) {
 	switch {
 	case peer == nil:
 		q.reasons[i] = drop.UnknownPeer
+		return
+	case !f.IsSuper() && q.bundle(i, f, peer):
+		return
+	}
+	q.sendBundle() // a lane's frames stay in order
+	q.gatherOne(i, f, peer)
+}
+
+// gatherOne adds the datagrams of frame i to a peer.
+func (q *txQueue) gatherOne(i int, f *frame.Frame, peer *Peer) {
+	switch {
 	case f.IsSuper():
 		if size := q.t.wire(peer, true); takesSlices(f.Len(), size) {
 			peer.link.sent.Add(1)

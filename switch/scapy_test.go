@@ -226,6 +226,11 @@ var beyondFrames = map[drop.Reason]func(*testing.T) map[string]uint64{
 		u.send("127.0.0.2", 0, []byte{0x51, 0, 1, 1, 0, 0, testVNI, 1, 'x'}) // the second of two
 		return u.drops()
 	},
+	drop.BadBundle: func(t *testing.T) map[string]uint64 {
+		u := newUnderlay(t)
+		u.send("127.0.0.2", 0, []byte{0x53, 0, 0, 0, 0, 0, testVNI, 0, 0, 15, 'x'}) // one byte of 15
+		return u.drops()
+	},
 	drop.BUMLimit: func(t *testing.T) map[string]uint64 {
 		r := newEdgeRig(t)
 		storm := make([]porttest.Frame, frame.BurstSize)

@@ -48,7 +48,7 @@ peers file:
   cniConfDir: ""      # where 10-tapyard.conflist appears when the agent is ready; 'tapyard install' sets /etc/cni/net.d
   conflist: /etc/tapyard/10-tapyard.conflist  # what appears there; if that is absent, a network with the defaults
   flows: false        # track conversations, which 'tapyard show flows' lists; costs some 15 ns a frame
-  wire: auto          # super-frames cross whole to peers that take them (encap/README.md); plain: VXLAN only
+  wire: auto          # super-frames whole, small frames in bundles, to peers that take them (encap/README.md); plain: VXLAN only
   networks:           # further L2 segments, which "network": "blue" in a conflist selects
   - name: blue
     vni: 200

@@ -159,7 +159,7 @@ func (c *config) bind(cmd *cobra.Command) {
 	f.StringVar(&c.StateDir, "state-dir", c.StateDir, "directory of the attachments' database")
 	f.Uint32Var(&c.VNI, "vni", c.VNI, "VXLAN network identifier of the pods")
 	f.Uint16Var(&c.Port, "port", c.Port, "UDP port of the tunnels")
-	f.StringVar(&c.Wire, "wire", c.Wire, "auto: whole super-frames to peers that take them, VXLAN to the others; plain: VXLAN only")
+	f.StringVar(&c.Wire, "wire", c.Wire, "auto: whole super-frames and bundles of small frames to peers that take them, VXLAN to the others; plain: VXLAN only")
 	f.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods; 0: the underlay's less the encapsulation")
 	f.IntVar(&c.Workers, "workers", c.Workers, "threads that move frames; 0: one per core, at most 4")
 	f.StringVar(&c.IO, "io", c.IO, "how TAPs are read and written: readwrite, a system call for each frame; io_uring, one for many; auto, what is faster in a trial at start")

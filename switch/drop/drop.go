@@ -17,6 +17,7 @@ const (
 	UnknownVNI
 	ECNNotCapable
 	SliceLost
+	BadBundle
 
 	// Parsing: a header lies about itself.
 	ShortEthernet
@@ -86,6 +87,7 @@ var table = [Count]struct{ name, explain string }{
 	UnknownVNI:        {"unknown_vni", "a tunnel datagram carries a VNI that this node doesn't have"},
 	ECNNotCapable:     {"ecn_not_capable", "the underlay marked congestion on a packet whose ends don't understand it (RFC 6040 4.2)"},
 	SliceLost:         {"slice_lost", "a slice whose message can't be put together: others of it were lost or overtaken on the underlay; the peer goes back to plain VXLAN (see 'tapyard show peers')"},
+	BadBundle:         {"bad_bundle", "a peer's datagram with several frames claims one that is longer than it, or no Ethernet frame"},
 	ShortEthernet:     {"short_ethernet", "shorter than an Ethernet header"},
 	MulticastSource:   {"multicast_source", "the source MAC is a group address, which no station owns (IEEE 802.3 3.2.3)"},
 	VLANTagged:        {"vlan_tagged", "the frame carries a VLAN tag; tagged frames are not forwarded"},

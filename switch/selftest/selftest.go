@@ -87,7 +87,7 @@ var proofs = []proof{
 	{"segmentation", "super-frames of TCP and UDP cut by the switch", 0, func(t *topology) error { return t.all(cut) }},
 	{"coalescing", "segments of TCP and UDP merged by the switch", 0, func(t *topology) error { return t.all(merged) }},
 	{Tunnel, "trains of datagrams through UDP_SEGMENT and UDP_GRO", 0, func(t *topology) error { return t.tunnel() }},
-	{Wire, "super-frames between tunnels that agree upon slices", 0, func(t *topology) error { return t.wire() }},
+	{Wire, "super-frames and small ones between tunnels that agree upon slices and bundles", 0, func(t *topology) error { return t.wire() }},
 }
 
 // all is each kind of traffic in both families.

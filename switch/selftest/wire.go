@@ -11,10 +11,11 @@ import (
 	"tapyard/switch/wire"
 )
 
-// Wire is the name of the proof of super-frames in slices.
+// Wire is the name of the proof of super-frames in slices and small frames in bundles.
 const Wire = "wire"
 
-// wire has two tunnels agree upon slices, over datagrams as Ethernet takes, and sends super-frames from one to the other.
+// wire has two tunnels agree upon slices and bundles, over datagrams as Ethernet takes, and sends super-frames and small
+// frames from one to the other.
 func (t *topology) wire() error { return t.underlay(mtu, t.wireOver) }
 
 func (t *topology) wireOver(from, to string) error {
@@ -25,12 +26,21 @@ func (t *topology) wireOver(from, to string) error {
 	defer ts.close()
 	s := slices{t: t, ts: ts, tx: ts.each[0].Tx(0, new(port.Stats))}
 	if err = s.agree(); err == nil {
-		err = errors.Join(s.carry(1), s.carry(3000), s.carry(65000))
+		err = errors.Join(s.carry(1), s.carry(3000), s.carry(65000), t.carry(ts.each, smallFrames()))
 	}
 	if err != nil {
 		return fmt.Errorf("from %s to %s: %w", from, to, err)
 	}
 	return nil
+}
+
+// smallFrames are the sizes of a burst of small frames that takes several datagrams.
+func smallFrames() []int {
+	sizes := repeated(60, frame.BurstSize)
+	for i := range sizes {
+		sizes[i] += 4 * i
+	}
+	return sizes
 }
 
 // slices sends super-frames from the first tunnel to the second.
