@@ -12,6 +12,10 @@ import (
 // 212,992 bytes, at 768 bytes of kernel memory a frame), which is also what Open vSwitch's AF_PACKET sockets hold.
 var crossBurstScenario = scenario{name: "burst", window: 256}
 
+// crossMixedScenario is many flows of small frames of several sizes, of which no two neighbours are alike: what trains of
+// equal datagrams don't help with.
+var crossMixedScenario = scenario{name: "mixed", window: 256, flows: 64, sizes: []int{64, 110, 90, 150, 200, 70, 130}}
+
 // crossPPSMetrics are account.figures across nodes. The headline is of the whole machine: half of what kernel vxlan
 // does happens in the sender's and the receiver's system calls, and in softirqs.
 var crossPPSMetrics = []metric{
@@ -33,11 +37,11 @@ func (s *session) crossNode(ctx context.Context, offloads bool, peers []string, 
 	return s.beside(ctx, startAgents(offloads, bestWire), crossNodePeers(offloads), peers, measure)
 }
 
-// crossBurst measures pps.crossnode.burst; variant is a suffix of its rows' base.
-func crossBurst(variant string, offloads bool) func(*session, context.Context) ([]Row, error) {
+// crossPPS measures pps.crossnode with one scenario; variant is a suffix of its rows' base.
+func crossPPS(sc scenario, variant string, offloads bool, peers ...string) func(*session, context.Context) ([]Row, error) {
 	return func(s *session, ctx context.Context) ([]Row, error) {
-		return s.crossNode(ctx, offloads, crossPeers, func(ctx context.Context) ([]Row, error) {
-			return s.frames(ctx, "pps.crossnode.burst"+variant, crossBurstScenario, crossPPSMetrics)
+		return s.crossNode(ctx, offloads, peers, func(ctx context.Context) ([]Row, error) {
+			return s.frames(ctx, "pps.crossnode."+sc.name+variant, sc, crossPPSMetrics)
 		})
 	}
 }
