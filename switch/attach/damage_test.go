@@ -234,8 +234,10 @@ func TestRebuildBesideAnAgent(t *testing.T) {
 
 // A pod may write into its device's alias: it can't have another's attachment or address by that, and if it spoils
 // its own, the rest is written all the same.
-func TestRebuildAndForgedAliases(t *testing.T) {
-	n, ns, other := newNode(t, nil), nstest.New(t), nstest.New(t)
+func TestRebuildAndForgedAliases(t *testing.T) { bothTypes(t, testRebuildAndForgedAliases) }
+
+func testRebuildAndForgedAliases(t *testing.T, portType string) {
+	n, ns, other := newNode(t, ofType(portType)), nstest.New(t), nstest.New(t)
 	a := n.add(t, ns, "c1")
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
@@ -254,6 +256,7 @@ func TestRebuildAndForgedAliases(t *testing.T) {
 		"a copy that is damaged":    {alias: n.agent.alias(forged) + "A", lost: "damaged"},
 		"no room for a copy":        {alias: n.agent.alias(long), lost: "no room"},
 		"another agent's":           {alias: someAgent.alias(forged)},
+		"another's, of that name":   {alias: someAgent.alias(a)},
 		"another version's":         {alias: "tapyard:forger/eth0"},
 		"not ours":                  {alias: "tapyard: mine"},
 	} {

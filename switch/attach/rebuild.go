@@ -109,7 +109,7 @@ func claimDamaged(path string) (*os.File, error) {
 }
 
 // recordsOf makes records of an agent's devices. Of a veth pair, whose pod may change its end's alias, the other
-// end's copy counts.
+// end's copy counts, unless the pod's end says that it is another agent's: both may have a pod of that key.
 func recordsOf(devices []found, agent agentID) (out Rebuilt, err error) {
 	boot, err := bootID()
 	if err != nil {
@@ -124,11 +124,11 @@ func recordsOf(devices []found, agent agentID) (out Rebuilt, err error) {
 	var errs []error
 	holder := map[string]string{} // of keys and addresses
 	for _, d := range devices {
-		if host, paired := hostEnds[d.key]; paired {
-			d.unreadable, d.deviceCopy = nil, host.deviceCopy
-		}
 		if d.path == "" || d.agent != agent && d.agent != (agentID{}) {
 			continue
+		}
+		if host, paired := hostEnds[d.key]; paired {
+			d.unreadable, d.deviceCopy = nil, host.deviceCopy
 		}
 		if d.unreadable != nil {
 			out.Lost = append(out.Lost, fmt.Sprintf("%s: %v", d.where(), d.unreadable))
