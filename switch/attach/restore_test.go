@@ -139,6 +139,11 @@ func testReopenPublishesAtOnce(t *testing.T, portType string) {
 	a, b := n.add(t, kept, "kept"), n.add(t, left, "left")
 	var gone Attachment
 	t.Run("pod", func(t *testing.T) { gone = n.add(t, nstest.New(t), "gone") })
+	for deadline := time.Now().Add(10 * time.Second); slices.Contains(ownDevices(t), gone.HostIfName()); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) { // the kernel ends namespaces in the background, and a pair with them
+			t.Fatalf("%s outlives the pod", gone.HostIfName())
+		}
+	}
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
