@@ -6,9 +6,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"tapyard/bench/nstest"
 )
@@ -243,5 +247,32 @@ func TestNetnsPaths(t *testing.T) {
 	}
 	if paths, err := netnsPaths(); err != nil || paths[id.ino] != odd {
 		t.Errorf("path %q, %v; want %q", paths[id.ino], err, odd)
+	}
+}
+
+// What is mounted where another process sees it, and we don't, is found through that process.
+func TestNetnsOfAnothersMounts(t *testing.T) {
+	ns, place := nstest.New(t), filepath.Join(t.TempDir(), "pod")
+	other := exec.Command("unshare", "-m", "sh", "-c", `: > "$1"; mount --bind "$2" "$1" && echo ready && exec sleep 1000`, "sh", place, ns.Path())
+	out, err := other.StdoutPipe()
+	if err == nil {
+		err = other.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { other.Process.Kill(); other.Wait() })
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	ino, paths := inode(t, ns.Path()), map[uint64]string{}
+	if inode(t, place) == ino {
+		t.Fatal("the mount is ours as well")
+	}
+	if err := unix.Unmount(ns.Path(), unix.MNT_DETACH); err != nil { // which leaves the other's copy and ns's descriptor
+		t.Fatal(err)
+	}
+	if err := mountedNetns(strconv.Itoa(other.Process.Pid), paths); err != nil || paths[ino] == "" || inode(t, paths[ino]) != ino {
+		t.Errorf("path %q, %v; want one that leads to namespace %d", paths[ino], err, ino)
 	}
 }

@@ -133,39 +133,79 @@ func (p *pod) addresses(link netlink.Link) (out []netip.Prefix, err error) {
 }
 
 // netnsPaths returns a path for each network namespace, by inode: where it is mounted, as under /run/netns, or a
-// process that is in it.
+// process that is in it. Mounts are ours and those of the host's first process: an agent in a container that has the host's
+// processes, but not its /run, would else take a pod that has no process just now for one that has gone.
 func netnsPaths() (map[uint64]string, error) {
 	paths := map[uint64]string{}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err := mountedNetns("self", paths); err != nil {
+		return nil, err
+	}
+	if err := mountedNetns("1", paths); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return nil, err
+	}
+	proc, err := os.Open("/proc")
 	if err != nil {
 		return nil, err
+	}
+	defer proc.Close()
+	names, err := proc.Readdirnames(-1) // Glob would make nothing of an error, and of that no pods
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if _, err := strconv.Atoi(name); err != nil {
+			continue
+		}
+		if err := processNetns("/proc/"+name, paths); err != nil {
+			return nil, err
+		}
+	}
+	return paths, nil
+}
+
+// mountedNetns adds those that are mounted where the process can see them.
+func mountedNetns(process string, paths map[uint64]string) error {
+	mounts, err := os.ReadFile("/proc/" + process + "/mountinfo")
+	if err != nil {
+		return err
+	}
+	root := ""
+	if process != "self" {
+		root = "/proc/" + process + "/root"
 	}
 	for line := range strings.Lines(string(mounts)) {
 		// proc(5): the fourth field is the root, net:[inode], the fifth the place.
 		if fields := strings.Fields(line); len(fields) > 5 {
-			if ino, ok := netnsInode(fields[3]); ok {
-				paths[ino] = unescapeMount(fields[4])
+			if ino, ok := netnsInode(fields[3]); ok && (root == "" || paths[ino] == "") {
+				paths[ino] = root + unescapeMount(fields[4])
 			}
 		}
 	}
-	processes, err := filepath.Glob("/proc/[0-9]*")
+	return nil
+}
+
+// processNetns adds that of a process, or of its threads if the first one has ended, unless it is there.
+func processNetns(dir string, paths map[uint64]string) error {
+	path := dir + "/ns/net"
+	target, err := os.Readlink(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		threads, _ := filepath.Glob(dir + "/task/[0-9]*/ns/net")
+		for _, path = range threads {
+			if target, err = os.Readlink(path); err == nil {
+				break
+			}
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, fs.ErrPermission) {
+		return nil // it has ended, or is beyond what this agent may do
+	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, process := range processes {
-		path := process + "/ns/net"
-		target, err := os.Readlink(path)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, fs.ErrPermission) {
-			continue // it has ended, or is beyond what this agent may do
-		}
-		if err != nil {
-			return nil, err
-		}
-		if ino, ok := netnsInode(target); ok && paths[ino] == "" {
-			paths[ino] = path
-		}
+	if ino, ok := netnsInode(target); ok && paths[ino] == "" {
+		paths[ino] = path
 	}
-	return paths, nil
+	return nil
 }
 
 // netnsInode reads "net:[4026531840]".
