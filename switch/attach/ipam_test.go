@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
@@ -78,6 +79,30 @@ func TestIPAMPluginKilled(t *testing.T) {
 	assertGiven(t, n.given, 3)
 	n.del(t, reqFor(ns, "c1"))
 	n.assertNothing(t, ns)
+}
+
+// A plugin that has ended is not waited for because what it has started still has its standard output.
+func TestIPAMPluginLeavesAChild(t *testing.T) {
+	dir := t.TempDir()
+	plugin, child := filepath.Join(dir, "plugin"), filepath.Join(dir, "child")
+	if err := os.WriteFile(plugin, fmt.Appendf(nil, "#!/bin/sh\nsleep 1000 &\necho $! > %s\n", child), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { _, err := execPlugin(t.Context(), plugin, nil, os.Environ()); ended <- err }()
+	var err error
+	select {
+	case err = <-ended:
+	case <-time.After(time.Minute):
+		err = errors.New("it is waited for")
+	}
+	if text, _ := os.ReadFile(child); len(text) > 0 {
+		pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+		unix.Kill(pid, unix.SIGKILL)
+	}
+	if !errors.Is(err, exec.ErrWaitDelay) {
+		t.Error(err)
+	}
 }
 
 // An agent that is killed while it waits for its IPAM plugin takes that along: it can't go on when the next agent has

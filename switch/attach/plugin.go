@@ -7,12 +7,17 @@ import (
 	"fmt"
 	"os/exec"
 	"runtime"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 )
 
 // Read the CNI specification 1.1, section 2, first.
+
+// outputDelay is how long a plugin that has ended is read from: what it has started may have its standard output still, and
+// would keep the attachment locked.
+const outputDelay = time.Second
 
 // execPlugin runs a plugin with its configuration on standard input and returns what it printed; the error is the
 // *types.Error that it printed, if it did. The plugin is killed with this process: one that went on would give out
@@ -24,6 +29,7 @@ func execPlugin(ctx context.Context, path string, conf []byte, env []string) ([]
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, bytes.NewReader(conf), &stdout, &stderr
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	cmd.WaitDelay = outputDelay
 	err := cmd.Run()
 	if err == nil {
 		return stdout.Bytes(), nil
