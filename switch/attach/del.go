@@ -87,9 +87,11 @@ func (r *removal) withdraw() error {
 // removeDevice is by the port, or else by what the record and the key tell: its restore failed or is yet to come,
 // or a DEL before this one got no further.
 func (r *removal) removeDevice() error {
+	if r.known {
+		r.m.unkeep(r.key) // perhaps of a device that is not published: what is kept keeps its namespace alive
+	}
 	if dev := r.dev; dev != nil {
 		r.dev = nil // closed, whatever comes of it
-		r.m.unkeep(r.key)
 		err := r.m.removeDevice(dev)
 		r.gone = err == nil
 		return err

@@ -157,7 +157,8 @@ func (t *addition) openForDHCP(n *network) error {
 	if err != nil {
 		return fmt.Errorf("raise %s: %w", t.a.IfName, err)
 	}
-	if err := t.publish(); err != nil {
+	// For this process alone: what the service manager keeps, it would keep of an ADD that fails or is killed as well.
+	if err := t.m.publish(t.a, t.dev, t.a.isLocated()); err != nil {
 		return err
 	}
 	t.onUndo(t.closeForDHCP)
