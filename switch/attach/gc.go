@@ -66,8 +66,9 @@ func (m *Manager) collect(ctx context.Context, stale func(entry) bool) error {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, fmt.Errorf("collect %s: %w", e.a.Key(), err))...)
 		}
-		m.cfg.Log.Warn("a pod without a DEL is collected", "port", e.a.Name, "attachment", e.a.Key(), "network", e.a.Conflist)
-		errs = append(errs, m.Del(ctx, Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1}))
+		if err := m.detachIf(ctx, e.a.Key(), stale, "a pod without a DEL is collected"); err != nil {
+			errs = append(errs, fmt.Errorf("detach %s: %w", e.a.Key(), err))
+		}
 	}
 	return errors.Join(errs...)
 }

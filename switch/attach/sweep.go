@@ -103,15 +103,21 @@ func (m *Manager) vanished(e entry, used func() (map[uint64]string, error)) bool
 	return e.dev != nil && e.dev.Gone() || e.located && !isUsed(e.a, used)
 }
 
-// sweepOne looks again while nobody else works on the attachment: a DEL and an ADD of the same key may have come
-// since it was listed, and its descriptor may have been another's.
+// sweepOne detaches a pod that has vanished.
 func (m *Manager) sweepOne(ctx context.Context, key string) error {
+	gone := func(e entry) bool { return m.vanished(e, netnsPaths) }
+	return m.detachIf(ctx, key, gone, "a pod vanished without a DEL; detaching it")
+}
+
+// detachIf looks again while nobody else works on the attachment: a DEL and an ADD of the same key may have come
+// since it was listed, and its descriptor may have been another's.
+func (m *Manager) detachIf(ctx context.Context, key string, stale func(entry) bool, message string) error {
 	defer m.locks.lock(key)()
 	e, known := m.get(key)
-	if !known || !m.vanished(e, netnsPaths) {
+	if !known || !stale(e) {
 		return nil
 	}
-	m.cfg.Log.Warn("a pod vanished without a DEL; detaching it", "port", e.a.Name, "attachment", key)
+	m.cfg.Log.Warn(message, "port", e.a.Name, "attachment", key, "network", e.a.Conflist)
 	return m.del(context.WithoutCancel(ctx), Request{ContainerID: e.a.ContainerID, IfName: e.a.IfName, NetnsFD: -1})
 }
 
