@@ -101,12 +101,7 @@ func isNoLink(err error) bool {
 }
 
 func (p *pod) links() ([]netlink.Link, error) {
-	links, err := p.LinkList()
-	for range 3 { // a change in the pod interrupts the kernel's answer
-		if errors.Is(err, netlink.ErrDumpInterrupted) {
-			links, err = p.LinkList()
-		}
-	}
+	links, err := retried(p.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the pod's devices: %w", err)
 	}
@@ -266,7 +261,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // removeTemporary deletes the devices that a kill left in the agent's namespace.
 func removeTemporary(prefix string) error {
-	links, err := netlink.LinkList()
+	links, err := retried(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}
