@@ -38,6 +38,7 @@ func (m *Manager) Reopen() {
 			continue
 		}
 		if err := m.publish(entries[i].a, dev, false); err != nil { // Restore looks for the pod
+			m.unkeep(entries[i].a.Key()) // or Restore would find the device busy
 			m.cfg.Log.Error("pod not served at once", "port", entries[i].a.Name, "err", errors.Join(err, dev.Close()))
 		}
 	}
