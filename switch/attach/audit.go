@@ -249,7 +249,7 @@ func (d found) visit(f func(*pod) error) (still bool, err error) {
 		return false, nil // gone with its namespace
 	}
 	defer unix.Close(fd)
-	if id, err := netnsIDOf(fd); err != nil || id != d.id {
+	if id, err := netnsOf(fd); err != nil || id != d.id {
 		return false, nil
 	}
 	p, err := openPod(fd)

@@ -241,12 +241,12 @@ func TestNetnsPaths(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	defer exec.Command("umount", odd).Run()
-	id, err := netnsIDOf(ns.FD())
+	id, err := netnsOf(ns.FD())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if paths, err := netnsPaths(); err != nil || paths[id.ino] != odd {
-		t.Errorf("path %q, %v; want %q", paths[id.ino], err, odd)
+	if paths, err := netnsPaths(); err != nil || paths[id.Ino] != odd {
+		t.Errorf("path %q, %v; want %q", paths[id.Ino], err, odd)
 	}
 }
 

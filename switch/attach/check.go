@@ -77,7 +77,7 @@ func (m *Manager) inspect(ctx context.Context, e entry, req Request, prev *types
 		wrong.add("its device was deleted")
 		return wrong
 	}
-	if id, err := m.identify(req.NetnsFD); err != nil || id != (netnsID{e.a.NetnsDev, e.a.NetnsIno}) {
+	if id, err := m.identify(req.NetnsFD); err != nil || id != e.a.netns() {
 		wrong.add("CNI_NETNS %s is not the namespace that the pod was added in, %s", req.NetnsPath, e.a.NetnsPath)
 		return wrong
 	}

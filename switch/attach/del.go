@@ -162,7 +162,7 @@ func removeAt(req Request) error {
 	if req.NetnsFD < 0 {
 		return nil
 	}
-	if _, err := netnsIDOf(req.NetnsFD); err != nil {
+	if _, err := netnsOf(req.NetnsFD); err != nil {
 		return nil // the path of a namespace that is gone
 	}
 	p, err := openPod(req.NetnsFD)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -150,11 +151,7 @@ func (t *addition) openForDHCP(n *network) error {
 	if n.routed {
 		return wrong("ipam.type", t.a.IPAM.Type, "the node's own network is routed and has no DHCP server; use it in an L2 network ('networks' in tapyard.yaml), here host-local, static or none")
 	}
-	link, err := t.pod.LinkByName(t.a.IfName)
-	if err == nil {
-		err = t.pod.LinkSetUp(link)
-	}
-	if err != nil {
+	if err := t.pod.LinkSetUp(t.link); err != nil {
 		return fmt.Errorf("raise %s: %w", t.a.IfName, err)
 	}
 	// For this process alone: what the service manager keeps, it would keep of an ADD that fails or is killed as well.
@@ -236,12 +233,7 @@ func addrOf(ip []byte) netip.Addr {
 }
 
 func hasRoute(routes []Route, dst netip.Prefix) bool {
-	for _, r := range routes {
-		if r.Dst == dst {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(routes, func(r Route) bool { return r.Dst == dst })
 }
 
 // addDefaults completes the routes of a pod whose addresses a plugin gave: each without a next hop gets the

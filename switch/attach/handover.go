@@ -33,7 +33,7 @@ func (m *Manager) inherit(a Attachment) (dev device) {
 		if a.PortType == Veth {
 			dev, err = opened(port.AdoptPacket(m.packetConfig(a), fds))
 		} else {
-			dev, err = opened(port.AdoptTAP(m.tapConfig("", a), port.Netns{Dev: a.NetnsDev, Ino: a.NetnsIno}, fds))
+			dev, err = opened(port.AdoptTAP(m.tapConfig("", a), a.netns(), fds))
 		}
 		return err
 	})

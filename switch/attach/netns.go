@@ -6,43 +6,42 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"tapyard/switch/port"
 )
 
 // errGone says that a pod's namespace, or the device in it, no longer exists.
 var errGone = errors.New("gone")
 
-// netnsID tells namespaces apart while the kernel runs.
-type netnsID struct{ dev, ino uint64 }
-
-func netnsIDOf(fd int) (netnsID, error) {
+// netnsOf is port.NetnsOf for a descriptor that comes from elsewhere.
+func netnsOf(fd int) (port.Netns, error) {
 	kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {
-		return netnsID{}, errors.New("it is no network namespace")
+		return port.Netns{}, errors.New("it is no network namespace")
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return netnsID{}, fmt.Errorf("fstat: %w", err)
-	}
-	return netnsID{st.Dev, st.Ino}, nil
+	return port.NetnsOf(fd)
 }
+
+// netns returns the pod's namespace.
+func (a Attachment) netns() port.Netns { return port.Netns{Dev: a.NetnsDev, Ino: a.NetnsIno} }
 
 // identify accepts any network namespace but the agent's own, where a pod's address and default route would
 // be the node's.
-func (m *Manager) identify(fd int) (netnsID, error) {
+func (m *Manager) identify(fd int) (port.Netns, error) {
 	if fd < 0 {
-		return netnsID{}, errors.New("its descriptor did not come with the request")
+		return port.Netns{}, errors.New("its descriptor did not come with the request")
 	}
-	id, err := netnsIDOf(fd)
+	id, err := netnsOf(fd)
 	if err != nil {
-		return netnsID{}, err
+		return port.Netns{}, err
 	}
 	own, err := openNetns("/proc/thread-self/ns/net")
 	if err != nil {
-		return netnsID{}, err
+		return port.Netns{}, err
 	}
 	defer unix.Close(own)
-	if ownID, err := netnsIDOf(own); err != nil || ownID == id {
-		return netnsID{}, errors.Join(errors.New("it is the agent's own network namespace"), err)
+	if ownID, err := netnsOf(own); err != nil || ownID == id {
+		return port.Netns{}, errors.Join(errors.New("it is the agent's own network namespace"), err)
 	}
 	return id, nil
 }
@@ -90,7 +89,7 @@ func (a Attachment) openAt(path string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if id, err := netnsIDOf(fd); err != nil || id != (netnsID{a.NetnsDev, a.NetnsIno}) {
+	if id, err := netnsOf(fd); err != nil || id != a.netns() {
 		unix.Close(fd)
 		return -1, fmt.Errorf("namespace %s %w: something else is there now", a.NetnsPath, errGone)
 	}

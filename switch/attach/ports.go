@@ -131,10 +131,7 @@ func checkPorts(a Attachment) error {
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
-	var ports []Mapped
-	for _, p := range a.PortMappings {
-		ports = append(ports, Mapped{p, a.Name, a.Addrs()})
-	}
+	ports := a.mapped()
 	want, comment := mappingRules(ports), userdata.AppendString(nil, userdata.TypeComment, ports[0].comment())
 	for _, c := range mappingChains {
 		rules, err := conn.GetRules(egressTable, c) // of a chain that isn't there: none
@@ -241,13 +238,19 @@ func routeLocalnet(ports []Mapped) error {
 	return nil
 }
 
+// mapped returns the ports of the node that are to lead to the pod.
+func (a Attachment) mapped() (ports []Mapped) {
+	for _, p := range a.PortMappings {
+		ports = append(ports, Mapped{p, a.Name, a.Addrs()})
+	}
+	return ports
+}
+
 // Mapped returns the ports of the node that lead to pods, in the order in which pods came.
 func (m *Manager) Mapped() (ports []Mapped) {
 	for _, e := range m.snapshot() {
 		if e.mapped {
-			for _, p := range e.a.PortMappings {
-				ports = append(ports, Mapped{p, e.a.Name, e.a.Addrs()})
-			}
+			ports = append(ports, e.a.mapped()...)
 		}
 	}
 	return ports

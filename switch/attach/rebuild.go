@@ -136,7 +136,7 @@ func recordsOf(devices []found, agent agentID) (out Rebuilt, err error) {
 		}
 		delete(hostEnds, d.key)
 		a := d.a
-		a.BootID, a.NetnsPath, a.NetnsDev, a.NetnsIno, a.MTU = boot, d.path, d.id.dev, d.id.ino, d.mtu
+		a.BootID, a.NetnsPath, a.NetnsDev, a.NetnsIno, a.MTU = boot, d.path, d.id.Dev, d.id.Ino, d.mtu
 		if a.Name == "" {
 			a.Name = a.Key()
 		}

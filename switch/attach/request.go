@@ -51,7 +51,7 @@ func (m *Manager) describe(req Request) (Attachment, error) {
 	}
 	return Attachment{
 		ContainerID: req.ContainerID, IfName: req.IfName, Name: name,
-		NetnsPath: req.NetnsPath, NetnsDev: id.dev, NetnsIno: id.ino, BootID: m.bootID,
+		NetnsPath: req.NetnsPath, NetnsDev: id.Dev, NetnsIno: id.Ino, BootID: m.bootID,
 		MAC: cmp.Or(conf.MAC, stableMAC(req)), VNI: network.vni, PortType: portType, Queues: queues, Created: time.Now().UTC(),
 		Conflist: conf.Name, Ranges: conf.Ranges, MTULimit: conf.MTU, Routes: conf.Routes, Bandwidth: conf.Bandwidth, PortMappings: conf.PortMappings, IPAM: conf.IPAM,
 	}, nil

@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"tapyard/switch/port"
 )
 
 // found is a device that bears our alias, and where.
@@ -23,9 +25,9 @@ type found struct {
 	unreadable error // of the copy; only the key is known then
 	name, mac  string
 	mtu        int
-	path       string  // of the namespace; "" is the agent's own
-	id         netnsID // of the namespace
-	kind       string  // as the kernel calls it: tun or veth
+	path       string     // of the namespace; "" is the agent's own
+	id         port.Netns // of the namespace
+	kind       string     // as the kernel calls it: tun or veth
 	addresses  []netip.Prefix
 }
 
@@ -45,7 +47,7 @@ func scan() (devices []found, err error) {
 		return nil, err
 	}
 	defer unix.Close(own)
-	ownID, err := netnsIDOf(own)
+	ownID, err := netnsOf(own)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +59,7 @@ func scan() (devices []found, err error) {
 		return nil, err
 	}
 	for ino, path := range paths {
-		if ino == ownID.ino {
+		if ino == ownID.Ino {
 			continue
 		}
 		more, err := scanPath(path, ino)
@@ -82,14 +84,14 @@ func scanPath(path string, ino uint64) ([]found, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	id, err := netnsIDOf(fd)
-	if err != nil || id.ino != ino {
+	id, err := netnsOf(fd)
+	if err != nil || id.Ino != ino {
 		return nil, nil // another one's by now
 	}
 	return scanNetns(fd, path, id)
 }
 
-func scanNetns(fd int, path string, id netnsID) (devices []found, err error) {
+func scanNetns(fd int, path string, id port.Netns) (devices []found, err error) {
 	p, err := openPod(fd)
 	if err != nil {
 		return nil, err
