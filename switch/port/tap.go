@@ -113,7 +113,7 @@ func openTAP(cfg TAPConfig, attach func(*TAP) error) (*TAP, error) {
 // Persist has the device stay when its descriptors are closed: from here on Close leaves it.
 func (t *TAP) Persist() error {
 	if err := unix.IoctlSetInt(t.fds[0], unix.TUNSETPERSIST, 1); err != nil {
-		return fmt.Errorf("TUNSETPERSIST: %w", err)
+		return fmt.Errorf("have device %s outlive its descriptors (TUNSETPERSIST): %w", t.cfg.Device, err)
 	}
 	return nil
 }
