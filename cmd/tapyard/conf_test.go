@@ -226,9 +226,7 @@ func TestChainsWithReferencePlugins(t *testing.T) {
 		t.Errorf("host-local keeps %v", left)
 	}
 	n.onNode("", "sh", "-c", "nft delete table ip cni_hostport; nft delete table ip6 cni_hostport || true") // portmap's own leftovers
-	if after := n.traces(); after != clean {
-		t.Errorf("left:\n%s\nwhere there was\n%s", after, clean)
-	}
+	n.assertTraces(t, clean)
 }
 
 // A port of the node leads to a pod through a running switch, until the pod goes; also after kill -9.
@@ -260,9 +258,7 @@ func TestMappedPortsThroughTheSwitch(t *testing.T) {
 		t.Errorf("after DEL: %v, want a refusal", err)
 	}
 	q.del()
-	if after := n.traces(); after != clean {
-		t.Errorf("left:\n%s\nwhere there was\n%s", after, clean)
-	}
+	n.assertTraces(t, clean)
 }
 
 // An address beside the pod subnets is reached on its node, by its own gateway; one that others have is refused.
@@ -303,9 +299,7 @@ func TestAddressBesideThePodSubnets(t *testing.T) {
 	check()
 	p.del()
 	q.del()
-	if after := n.traces(); after != clean {
-		t.Errorf("left:\n%s\nwhere there was\n%s", after, clean)
-	}
+	n.assertTraces(t, clean)
 }
 
 // A pod's bandwidth in each direction is what was asked for, by what a sender and a receiver of UDP count.
@@ -455,7 +449,5 @@ func TestPodInSeveralNetworks(t *testing.T) {
 	for _, p := range append(all[:3:3], all[4:]...) {
 		p.del()
 	}
-	if after := n.traces(); after != clean {
-		t.Errorf("left:\n%s\nwhere there was\n%s", after, clean)
-	}
+	n.assertTraces(t, clean)
 }

@@ -63,9 +63,7 @@ func TestPodWithRingsAndQueues(t *testing.T) {
 	check()
 	p.del()
 	q.del()
-	if after := n.traces(); after != clean {
-		t.Errorf("left:\n%s\nwhere there was\n%s", after, clean)
-	}
+	n.assertTraces(t, clean)
 }
 
 // A pod on the LAN behind an interface of the node, of which the node's own stack sees nothing.

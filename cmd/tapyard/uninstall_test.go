@@ -143,6 +143,14 @@ func (n *installed) traces() string {
 	return out + "pod: " + string(inPod)
 }
 
+// assertTraces wants the node to be as it was when its traces were those.
+func (n *installed) assertTraces(t *testing.T, then string) {
+	t.Helper()
+	if now := n.traces(); now != then {
+		t.Errorf("left:\n%s\nwhere there was\n%s", now, then)
+	}
+}
+
 func TestUninstall(t *testing.T) {
 	n := install(t)
 	clean := n.traces()
